@@ -1,0 +1,26 @@
+// What tch does not wrap, behind a C interface.
+//
+// Every function returns 0, or 1 with a message in `semoe_last_error()` (one per thread).
+// Tensors cross as `at::Tensor*`, which is what `tch::Tensor::as_ptr` gives.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+
+const char *semoe_last_error();
+
+// Gradients of `outputs` with respect to `inputs`, given `grad_outputs` (NULL entries mean
+// "ones", for scalars). Writes one owned tensor, or NULL where an input was not used, into
+// each of `grads`. Nothing is accumulated into `.grad`.
+int semoe_autograd_grad(void *const *outputs, void *const *grad_outputs, size_t n_outputs,
+                        void *const *inputs, size_t n_inputs, int retain_graph, void **grads);
+
+// Runs `body(ctx, begin, end)` over [0, n) on libtorch's intra-op threads.
+int semoe_parallel_for(int64_t n, int64_t grain, void (*body)(void *, int64_t, int64_t),
+                       void *ctx);
+
+// Sets how many intra-op threads the calling thread's parallel regions use.
+int semoe_set_threads(int n);
+
+}

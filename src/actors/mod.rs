@@ -1,0 +1,1 @@
+//! The actors that run the graph.

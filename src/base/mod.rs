@@ -1,0 +1,12 @@
+//! What every layer shares: errors, identifiers, units, time and the memory ledger.
+//!
+//! Imports nothing of ours.
+
+pub mod clock;
+pub mod error;
+pub mod ids;
+pub mod ledger;
+pub mod units;
+
+pub use error::{Error, ErrorKind, Result};
+pub use ids::{BlockId, Part, Step};

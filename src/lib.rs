@@ -1,0 +1,22 @@
+//! semoe trains, fine-tunes and serves Mixture-of-Experts models that do not fit in memory.
+//!
+//! The layers, each of which imports only those above it in this list:
+//!
+//! ```text
+//! base                          errors, ids, units, clock, ledger
+//! storage  model  comm  graph   where bytes live, maths on tensors, collectives, what runs after what
+//! actors                        run the graph: one actor per job, plus scheduler and supervisor
+//! train  trace                  the training planner wired to actors; timelines
+//! config cli                    the TOML file, the commands
+//! ```
+
+pub mod actors;
+pub mod base;
+pub mod cli;
+pub mod comm;
+pub mod config;
+pub mod graph;
+pub mod model;
+pub mod storage;
+pub mod trace;
+pub mod train;

@@ -1,0 +1,3 @@
+//! The `semoe` command.
+
+fn main() {}

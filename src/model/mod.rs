@@ -1,0 +1,17 @@
+//! Mathematics on tensors: the dense part, the experts, the gates, the optimizer.
+
+pub mod attention;
+pub mod autograd;
+pub mod config;
+pub mod dense;
+pub mod expert;
+pub mod family;
+pub mod gate;
+pub mod hf;
+pub mod init;
+pub mod kernels;
+pub mod loss;
+pub mod norm;
+pub mod optim;
+pub mod params;
+pub mod rope;

@@ -1,0 +1,12 @@
+//! Where bytes live: blocks in data files on SSD, slots in memory, and what moves between.
+
+pub mod arena;
+pub mod check;
+pub mod commit;
+pub mod disk;
+pub mod hierarchy;
+pub mod index;
+pub mod policy;
+pub mod replay;
+pub mod store;
+pub mod twin;

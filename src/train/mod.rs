@@ -1,0 +1,7 @@
+//! Training: the data, the planner of a step, and the trainer that wires them to actors.
+
+pub mod chat;
+pub mod curve;
+pub mod data;
+pub mod metrics;
+pub mod tokenizer;
