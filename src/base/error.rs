@@ -25,6 +25,8 @@ pub enum ErrorKind {
     Busy,
     /// libtorch reported an error.
     Torch,
+    /// Another rank failed or went away.
+    Peer,
     /// A loss or gradient is not finite.
     NonFinite,
     /// The run was asked to stop.
