@@ -1,1 +1,18 @@
-//! Model: kernels.
+//! Hot loops over plain slices, and the few places where tensors become slices.
+//!
+//! Law 4: what a kernel computes depends on shapes, on the instruction set and on nothing
+//! else: neither on how the work was divided between threads nor on addresses beyond 64-byte
+//! alignment. All `unsafe` of the model layer's sparse side lies in this folder.
+//!
+//! ```text
+//! slot bytes ──view──▶ tensors, typed slices ──▶ swiglu, adamw, reduce ──parallel──▶ threads
+//! ```
+
+pub mod adamw;
+pub mod dispatch;
+pub mod float;
+pub mod parallel;
+pub mod reduce;
+pub mod split;
+pub mod swiglu;
+pub mod view;

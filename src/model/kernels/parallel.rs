@@ -1,0 +1,173 @@
+//! The threads of libtorch for our own loops, and the process-wide settings of speed.
+//!
+//! One thread per device enters parallel regions (the executor); threads that must stay
+//! single-threaded call the kernels with [`Threads::Calling`].
+
+use crate::base::{Error, ErrorKind, Result};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+unsafe extern "C" {
+    fn semoe_last_error() -> *const c_char;
+    fn semoe_parallel_for(
+        n: i64,
+        grain: i64,
+        body: extern "C" fn(*mut c_void, i64, i64),
+        ctx: *mut c_void,
+    ) -> c_int;
+    fn semoe_set_threads(n: c_int) -> c_int;
+}
+
+/// Which threads a kernel runs on. The result never depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Threads {
+    /// libtorch's intra-op threads.
+    #[default]
+    Pool,
+    /// The calling thread alone.
+    Calling,
+}
+
+struct Region<F> {
+    body: F,
+    panicked: AtomicBool,
+}
+
+extern "C" fn enter<F: Fn(Range<usize>) + Sync>(ctx: *mut c_void, begin: i64, end: i64) {
+    // SAFETY: `ctx` is the `Region<F>` that `parallel_for` keeps alive until all ranges are done.
+    let region = unsafe { &*ctx.cast::<Region<F>>() };
+    // A panic must not unwind through C++ frames.
+    let run = catch_unwind(AssertUnwindSafe(|| (region.body)(begin as usize..end as usize)));
+    if run.is_err() {
+        region.panicked.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs `body` over disjoint ranges that cover `0..n`, each of at least `grain` indices where
+/// more than one thread is used, on libtorch's intra-op threads. How the ranges are cut depends
+/// on the number of threads, so a body's result must not.
+///
+/// # Errors
+/// [`ErrorKind::Torch`] when libtorch throws; [`ErrorKind::Bug`] when a body panics.
+pub fn parallel_for<F: Fn(Range<usize>) + Sync>(n: usize, grain: usize, body: F) -> Result<()> {
+    if n == 0 {
+        return Ok(());
+    }
+    let region = Region { body, panicked: AtomicBool::new(false) };
+    let ctx = std::ptr::from_ref(&region).cast_mut().cast::<c_void>();
+    // SAFETY: `enter::<F>` reads `ctx` as the `Region<F>` it is; the call returns only when all
+    // ranges are done, so `region` outlives every use.
+    let status = unsafe { semoe_parallel_for(n as i64, grain.max(1) as i64, enter::<F>, ctx) };
+    native_status(status)?;
+    if region.panicked.load(Ordering::Relaxed) {
+        return Err(Error::bug("a parallel kernel panicked"));
+    }
+    Ok(())
+}
+
+/// Runs `work` once for each item, on the threads that `threads` names.
+///
+/// # Errors
+/// As [`parallel_for`].
+pub fn parallel_each<T: Send>(
+    threads: Threads,
+    items: Vec<T>,
+    work: impl Fn(usize, T) + Sync,
+) -> Result<()> {
+    if threads == Threads::Calling || items.len() < 2 {
+        items.into_iter().enumerate().for_each(|(i, item)| work(i, item));
+        return Ok(());
+    }
+    // Each cell is locked once, by the one thread whose range holds it.
+    let cells: Vec<Mutex<Option<T>>> = items.into_iter().map(|i| Mutex::new(Some(i))).collect();
+    parallel_for(cells.len(), 1, |range| {
+        for i in range {
+            let item = cells[i].lock().ok().and_then(|mut cell| cell.take());
+            if let Some(item) = item {
+                work(i, item);
+            }
+        }
+    })
+}
+
+/// Sets how many threads the calling thread's parallel regions use (libtorch's and ours).
+///
+/// # Errors
+/// [`ErrorKind::Torch`] when libtorch refuses the number.
+pub fn set_threads(n: usize) -> Result<()> {
+    // SAFETY: a plain call with an integer.
+    native_status(unsafe { semoe_set_threads(n.max(1) as c_int) })
+}
+
+fn native_status(status: c_int) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: the native side keeps the message of this thread's last error, NUL-terminated.
+    let text = unsafe { CStr::from_ptr(semoe_last_error()) }.to_string_lossy().into_owned();
+    let first = text.lines().next().unwrap_or("unknown error").to_owned();
+    Err(Error::new(ErrorKind::Torch, first))
+}
+
+/// Tells glibc's allocator to keep large blocks instead of mapping and unmapping each:
+/// libtorch's tensors come from it, and the page faults cost a third of a training step.
+/// Call once at start, before the first tensor. Answers whether all settings were taken
+/// (elsewhere than on glibc, nothing is done).
+pub fn tune_allocator() -> bool {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const TRIM_THRESHOLD: c_int = c_int::MAX;
+        const TOP_PAD: c_int = 256 << 20;
+        // SAFETY: mallopt only sets parameters of the allocator; it may be called at any time.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_MAX, 0) == 1
+                && libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD) == 1
+                && libc::mallopt(libc::M_TOP_PAD, TOP_PAD) == 1
+        }
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn every_index_is_visited_once() {
+        let hits: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
+        parallel_for(hits.len(), 7, |range| {
+            for i in range {
+                hits[i].fetch_add(1, Ordering::Relaxed);
+            }
+        })
+        .unwrap();
+        assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+    }
+
+    #[test]
+    fn each_item_is_worked_on_once() {
+        let mut out = vec![0usize; 37];
+        let items: Vec<&mut [usize]> = out.chunks_mut(5).collect();
+        parallel_each(Threads::Pool, items, |i, part| part.fill(i + 1)).unwrap();
+        assert!(out.iter().enumerate().all(|(i, v)| *v == i / 5 + 1));
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let result = parallel_for(4, 1, |_| panic!("no"));
+        std::panic::set_hook(hook);
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Bug);
+    }
+
+    #[test]
+    fn the_allocator_takes_its_settings() {
+        assert!(tune_allocator() || !cfg!(target_env = "gnu"));
+    }
+}
