@@ -41,7 +41,10 @@ impl FromStr for Bytes {
                 })?
         };
         if let Ok(whole) = number.parse::<u64>() {
-            return whole.checked_mul(scale).map(Self).ok_or_else(|| format!("{text} is too large"));
+            return whole
+                .checked_mul(scale)
+                .map(Self)
+                .ok_or_else(|| format!("{text} is too large"));
         }
         let value: f64 = number.parse().map_err(|_| {
             format!("\"{text}\" is not a size: write it as \"256MiB\" or \"1.5GB\"")
@@ -65,7 +68,9 @@ impl fmt::Display for Bytes {
 
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        for (name, scale) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+        for (name, scale) in
+            [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)]
+        {
             if self.0 != 0 && self.0.is_multiple_of(scale) {
                 return s.serialize_str(&format!("{}{name}", self.0 / scale));
             }
@@ -119,7 +124,8 @@ impl FromStr for Duration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("\"{text}\" is not a duration: write it as \"500ms\", \"2s\" or \"10m\"");
+        let bad =
+            || format!("\"{text}\" is not a duration: write it as \"500ms\", \"2s\" or \"10m\"");
         let trimmed = text.trim();
         let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(bad)?;
         let value: f64 = trimmed[..split].parse().map_err(|_| bad())?;

@@ -15,3 +15,4 @@ pub mod norm;
 pub mod optim;
 pub mod params;
 pub mod rope;
+pub mod shared;

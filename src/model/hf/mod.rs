@@ -1,1 +1,17 @@
-//! Model: hf.
+//! Checkpoints in the Hugging Face layout: `config.json`, safetensors (sharded or not) with
+//! their index, `generation_config.json`.
+//!
+//! ```text
+//! folder ─► header (checked: lengths, ranges, types, names) ─► Checkpoint ─► read_f32(name)
+//! tensor list ─► Writer (offsets fixed first, tensors in any order) ─► finish: index, configs
+//! ```
+
+mod checkpoint;
+pub mod config;
+pub mod expert;
+pub mod header;
+mod writer;
+
+pub use checkpoint::Checkpoint;
+pub use header::{Dtype, TensorInfo};
+pub use writer::{Writer, WriterTensor};

@@ -1,0 +1,29 @@
+//! OLMoE: norms over the whole query and key projections, optional clamping of q, k, v.
+
+use super::{Family, FamilySpec, QkNorm};
+use serde_json::json;
+
+pub(super) const SPEC: FamilySpec = FamilySpec {
+    family: Family::Olmoe,
+    model_type: "olmoe",
+    architecture: "OlmoeForCausalLM",
+    router: "mlp.gate.weight",
+    experts: "mlp.experts",
+    projections: ["gate_proj", "up_proj", "down_proj"],
+    shared: None,
+    qk_norm: QkNorm::Full,
+    qkv_bias: false,
+    norm_topk: false,
+    experts_keys: &["num_experts", "num_local_experts"],
+    expert_width_key: "intermediate_size",
+    read: |keys, config| {
+        config.norm_topk = keys.bool("norm_topk_prob")?.unwrap_or(false);
+        config.clip_qkv = keys.number("clip_qkv")?;
+        keys.only("attention_bias", &json!(false))
+    },
+    write: |config, out| {
+        out.insert("norm_topk_prob".into(), json!(config.norm_topk));
+        out.insert("clip_qkv".into(), json!(config.clip_qkv));
+        out.insert("attention_bias".into(), json!(false));
+    },
+};
