@@ -46,7 +46,7 @@ impl<C: Collective> Faulty<C> {
             Fault::Error => {}
             Fault::Death => self.inner = None,
         }
-        Err(Error::new(ErrorKind::Io, "a planned fault of a collective")
+        Err(Error::new(ErrorKind::Peer, "a planned fault of a collective")
             .with("rank", self.rank)
             .with("operation", operation))
     }

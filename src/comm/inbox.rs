@@ -35,6 +35,12 @@ impl Departures {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push((rank, operations));
     }
 
+    /// Whether a rank left after it had called operation `number`.
+    pub fn called(&self, rank: usize, number: u64) -> bool {
+        let departures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        departures.iter().any(|(gone, called)| *gone == rank && *called > number)
+    }
+
     /// The first of `ranks` to leave without having called operation `number`.
     fn missing(&self, number: u64, ranks: impl Fn(usize) -> bool) -> Option<usize> {
         let departures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +92,7 @@ impl Inbox {
         match &self.broken {
             None => Ok(()),
             Some(first) => Err(Error::new(
-                ErrorKind::Io,
+                ErrorKind::Peer,
                 format!("the group of ranks is broken since an earlier operation: {first}"),
             )),
         }
@@ -197,7 +203,7 @@ impl Inbox {
         let first = self.departures.missing(number, |_| true).unwrap_or(sender);
         let operation = self.describe(number);
         let text = format!("rank {first} is gone, so {operation} cannot complete");
-        self.break_with(Error::new(ErrorKind::Io, text).with("rank", self.rank))
+        self.break_with(Error::new(ErrorKind::Peer, text).with("rank", self.rank))
     }
 
     fn silent(&mut self, number: u64, sender: usize) -> Error {
@@ -207,7 +213,7 @@ impl Inbox {
             self.timeout.as_secs_f64(),
             self.describe(number)
         );
-        self.break_with(Error::new(ErrorKind::Io, text).with("rank", self.rank))
+        self.break_with(Error::new(ErrorKind::Peer, text).with("rank", self.rank))
     }
 
     fn describe(&self, number: u64) -> String {

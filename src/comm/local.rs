@@ -92,6 +92,8 @@ impl LocalCollective {
             let message = Message { number, operation, tensor };
             match sender.send_timeout(message, self.options.timeout) {
                 Ok(()) => {}
+                // A rank may leave once it has sent its last part; it wants none in return.
+                Err(SendTimeoutError::Disconnected(_)) if self.departures.called(to, number) => {}
                 Err(SendTimeoutError::Disconnected(_)) => return Err(inbox.gone(number, to)),
                 Err(SendTimeoutError::Timeout(_)) => {
                     let text = format!(
@@ -100,7 +102,7 @@ impl LocalCollective {
                         self.options.ahead,
                         self.options.timeout.as_secs_f64()
                     );
-                    let error = Error::new(ErrorKind::Io, text).with("rank", self.rank);
+                    let error = Error::new(ErrorKind::Peer, text).with("rank", self.rank);
                     return Err(inbox.break_with(error));
                 }
             }
