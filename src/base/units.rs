@@ -109,6 +109,7 @@ impl JsonSchema for Bytes {
         json_schema!({
             "description": "A size in bytes, as \"256MiB\", \"1.5GB\" or a plain number.",
             "type": ["string", "integer"],
+            "format": "bytes",
         })
     }
 }
@@ -177,6 +178,7 @@ impl JsonSchema for Duration {
         json_schema!({
             "description": "A duration, as \"500ms\", \"2s\" or \"10m\".",
             "type": "string",
+            "format": "duration",
         })
     }
 }

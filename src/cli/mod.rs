@@ -1,1 +1,59 @@
-//! Commands.
+//! The commands. Each has a file of its own: its arguments, and a function that runs it.
+//!
+//! A command reads its configuration in full before it starts anything, prints what it was asked
+//! for on standard output, and returns an error rather than print one: `main` does that, once.
+
+mod config;
+mod output;
+
+use crate::base::Result;
+use crate::config::Config;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Train, fine-tune and serve Mixture-of-Experts models that do not fit in memory.
+#[derive(Debug, Parser)]
+#[command(name = "semoe", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show a configuration with every default, its JSON schema, or the reference of all keys.
+    Config(config::ConfigArgs),
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever stopped it; [`crate::base::Error::exit_status`] gives the status to exit with.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Config(args) => args.run(),
+        }
+    }
+}
+
+/// The configuration that a command works on: a file, and what the command line puts over it.
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// The TOML file that describes the run.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Overrides one key; may be given several times. The value is TOML, or else a string.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+impl ConfigFile {
+    /// The effective configuration.
+    ///
+    /// # Errors
+    /// `Config`, as [`Config::load`].
+    pub fn load(&self) -> Result<Config> {
+        Config::load(&self.file, &self.sets)
+    }
+}
