@@ -1,0 +1,1 @@
+//! The hierarchy, move by move.

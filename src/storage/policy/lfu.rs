@@ -1,0 +1,196 @@
+//! `lfu`: the block with the fewest uses leaves, old uses counting less and less.
+//!
+//! All scores shrink alike, which changes no order. So instead of shrinking them, the weight of a
+//! new use grows; decay then costs nothing however many blocks there are.
+
+use super::{Policy, SEARCH};
+use crate::base::BlockId;
+use crate::storage::hierarchy::BlockMap;
+use std::collections::BTreeSet;
+
+/// Beyond this weight all scores are scaled down, once, to stay clear of overflow.
+const HEAVY: f64 = 1e150;
+
+/// Use counts that decay, for blocks in and out of the cache, and the order of those on offer.
+///
+/// A true count is its stored score divided by `weight`.
+#[derive(Debug)]
+pub(super) struct Counts {
+    beta: f64,
+    every: u64,
+    steps: u64,
+    weight: f64,
+    now: u64,
+    blocks: BlockMap<Count>,
+    /// By score, then by the time of the offer. Scores are not negative, so that the order of
+    /// their bits is theirs.
+    order: BTreeSet<(u64, u64, BlockId)>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    score: f64,
+    offered_at: u64,
+    next_use: u64,
+}
+
+impl Counts {
+    pub fn new(beta: f64, every: u64) -> Self {
+        Self {
+            beta,
+            every: every.max(1),
+            steps: 0,
+            weight: 1.0,
+            now: 0,
+            blocks: BlockMap::default(),
+            order: BTreeSet::new(),
+        }
+    }
+
+    pub fn add(&mut self, block: BlockId) {
+        let weight = self.weight;
+        let count = self.blocks.entry(block).or_default();
+        let before = (count.score.to_bits(), count.offered_at, block);
+        count.score += weight;
+        let after = (count.score.to_bits(), count.offered_at, block);
+        if self.order.remove(&before) {
+            self.order.insert(after);
+        }
+    }
+
+    pub fn offer(&mut self, block: BlockId, next_use: u64) {
+        self.now += 1;
+        let count = self.blocks.entry(block).or_default();
+        count.offered_at = self.now;
+        count.next_use = next_use;
+        self.order.insert((count.score.to_bits(), count.offered_at, block));
+    }
+
+    pub fn withdraw(&mut self, block: BlockId) {
+        if let Some(count) = self.blocks.get(&block) {
+            self.order.remove(&(count.score.to_bits(), count.offered_at, block));
+        }
+    }
+
+    pub fn forget(&mut self, block: BlockId) {
+        self.blocks.remove(&block);
+    }
+
+    /// The least used block with a count of at least `threshold`.
+    pub fn least(&self, threshold: f64, later_than: Option<u64>) -> Option<BlockId> {
+        let from = ((threshold * self.weight).to_bits(), 0, LOWEST);
+        let mut candidates = self.order.range(from..).map(|(_, _, block)| *block);
+        let Some(limit) = later_than else {
+            return candidates.next();
+        };
+        let is_later = |block: &BlockId| self.blocks.get(block).is_some_and(|c| c.next_use > limit);
+        candidates.take(SEARCH).find(is_later)
+    }
+
+    pub fn step_ended(&mut self) {
+        self.steps += 1;
+        if !self.steps.is_multiple_of(self.every) {
+            return;
+        }
+        self.weight /= self.beta;
+        if self.weight > HEAVY {
+            self.scale_down();
+        }
+    }
+
+    fn scale_down(&mut self) {
+        for count in self.blocks.values_mut() {
+            count.score /= self.weight;
+        }
+        self.weight = 1.0;
+        let offered = std::mem::take(&mut self.order);
+        for (_, at, block) in offered {
+            let score = self.blocks.get(&block).map_or(0.0, |count| count.score);
+            self.order.insert((score.to_bits(), at, block));
+        }
+    }
+}
+
+/// The first block of all.
+const LOWEST: BlockId = BlockId { layer: 0, expert: 0, part: crate::base::Part::Weights };
+
+/// Evicts the least frequently used block; counts outlive an eviction.
+#[derive(Debug)]
+pub struct Lfu {
+    counts: Counts,
+}
+
+impl Lfu {
+    /// Counts are multiplied by `beta` (0 < beta <= 1) every `every` steps.
+    pub fn new(beta: f64, every: u64) -> Self {
+        Self { counts: Counts::new(beta, every) }
+    }
+}
+
+impl Policy for Lfu {
+    fn name(&self) -> &'static str {
+        "lfu"
+    }
+
+    fn accessed(&mut self, block: BlockId) {
+        self.counts.add(block);
+    }
+
+    fn offer(&mut self, block: BlockId, next_use: u64) {
+        self.counts.offer(block, next_use);
+    }
+
+    fn withdraw(&mut self, block: BlockId) {
+        self.counts.withdraw(block);
+    }
+
+    fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
+        self.counts.least(0.0, later_than)
+    }
+
+    fn step_ended(&mut self) {
+        self.counts.step_ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::block;
+    use super::*;
+
+    #[test]
+    fn the_least_used_leaves_first_and_old_uses_fade() {
+        let mut policy = Lfu::new(0.5, 1);
+        for _ in 0..3 {
+            policy.accessed(block(0));
+        }
+        policy.offer(block(0), 0);
+        policy.accessed(block(1));
+        policy.offer(block(1), 0);
+        assert_eq!(policy.victim(None), Some(block(1)));
+        // Three uses long ago weigh less than two now: 3/4 against 1/4 + 1 after two steps.
+        policy.step_ended();
+        policy.step_ended();
+        policy.accessed(block(1));
+        assert_eq!(policy.victim(None), Some(block(0)));
+    }
+
+    #[test]
+    fn scaling_down_keeps_the_order() {
+        let mut policy = Lfu::new(1e-10, 1);
+        for expert in 0..5 {
+            for _ in 0..=expert {
+                policy.accessed(block(expert));
+            }
+            policy.offer(block(expert), 0);
+        }
+        // The weight passes the limit at the sixteenth step; scores stay in order.
+        for _ in 0..16 {
+            policy.step_ended();
+        }
+        for expert in 0..5 {
+            assert_eq!(policy.victim(None), Some(block(expert)));
+            policy.withdraw(block(expert));
+        }
+    }
+}
