@@ -1,0 +1,192 @@
+//! What waits for the device: requests in order of urgency, cut into chunks.
+//!
+//! Pure: no threads, no files. Law: chunks of a more urgent request are given out before those
+//! of any other that is not yet with the device, and a request ends when its last chunk does.
+
+use super::{DataFile, IoDone, IoOp, IoRequest, Meter, OnDone};
+use crate::base::Error;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What every engine is made of.
+pub(super) struct Parts {
+    pub files: Vec<DataFile>,
+    pub handles: Vec<Arc<File>>,
+    pub chunk: u64,
+    pub meter: Arc<Meter>,
+    pub on_done: OnDone,
+}
+
+impl Parts {
+    /// The place of a file among `files` and `handles`; requests were validated before.
+    pub fn file_index(&self, request: &IoRequest) -> usize {
+        self.files.iter().position(|file| file.id == request.extent.file).unwrap_or_default()
+    }
+}
+
+/// A part of a request that goes to the device at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chunk {
+    /// The request's key in the queue.
+    pub request: u64,
+    /// Its place among the request's chunks.
+    pub index: usize,
+    /// Its file's place among the service's files.
+    pub file: usize,
+    pub op: IoOp,
+    pub offset: u64,
+    pub ptr: *mut u8,
+    pub len: usize,
+}
+
+// SAFETY: the pointer comes from an `IoBuf`, whose maker promised exclusive use until the request
+// is answered, whatever thread serves it.
+unsafe impl Send for Chunk {}
+
+impl Chunk {
+    /// CRC32C of the chunk's bytes.
+    ///
+    /// # Safety
+    /// The chunk's transfer has ended and its request has not been answered.
+    pub unsafe fn crc(&self) -> u32 {
+        // SAFETY: the request's `IoBuf` covers the range, and its maker keeps it valid and
+        // unwritten until the answer.
+        crc32c::crc32c(unsafe { std::slice::from_raw_parts(self.ptr, self.len) })
+    }
+}
+
+#[derive(Debug)]
+struct Active {
+    request: IoRequest,
+    file: usize,
+    /// Bytes given out so far.
+    given: u64,
+    /// Chunks with the device.
+    under_way: usize,
+    /// Checksum and length of each chunk; combined when all are there.
+    crcs: Vec<(u32, usize)>,
+    moved: u64,
+    error: Option<Error>,
+    started: Option<Instant>,
+}
+
+/// The waiting and running requests.
+#[derive(Debug)]
+pub(super) struct Queue {
+    chunk: u64,
+    next_key: u64,
+    active: HashMap<u64, Active>,
+    /// (urgency, order of arrival) of requests that have chunks left to give out.
+    waiting: BTreeSet<(u64, u64)>,
+}
+
+impl Queue {
+    pub fn new(chunk: u64) -> Self {
+        Self { chunk, next_key: 0, active: HashMap::new(), waiting: BTreeSet::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.active.is_empty()
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub fn push(&mut self, request: IoRequest, file: usize) {
+        let key = self.next_key;
+        self.next_key += 1;
+        self.waiting.insert((request.urgency, key));
+        let active = Active {
+            request,
+            file,
+            given: 0,
+            under_way: 0,
+            crcs: Vec::new(),
+            moved: 0,
+            error: None,
+            started: None,
+        };
+        self.active.insert(key, active);
+    }
+
+    /// Gives every waiting request with this tag urgency 0.
+    pub fn promote(&mut self, tag: u64) {
+        for (key, active) in &mut self.active {
+            if active.request.tag == tag && self.waiting.remove(&(active.request.urgency, *key)) {
+                active.request.urgency = 0;
+                self.waiting.insert((0, *key));
+            }
+        }
+    }
+
+    /// The next chunk for the device.
+    pub fn next(&mut self) -> Option<Chunk> {
+        let (urgency, key) = *self.waiting.first()?;
+        let active = self.active.get_mut(&key)?;
+        let extent = active.request.extent;
+        let len = self.chunk.min(extent.len - active.given) as usize;
+        let chunk = Chunk {
+            request: key,
+            index: active.crcs.len(),
+            file: active.file,
+            op: active.request.op,
+            offset: extent.offset + active.given,
+            ptr: active.request.buf.ptr.wrapping_add(active.given as usize),
+            len,
+        };
+        active.crcs.push((0, len));
+        active.given += len as u64;
+        active.under_way += 1;
+        active.started.get_or_insert_with(Instant::now);
+        if active.given == extent.len {
+            self.waiting.remove(&(urgency, key));
+        }
+        Some(chunk)
+    }
+
+    /// Notes the end of a chunk, and gives the answer if it was the request's last one.
+    pub fn finish(&mut self, chunk: &Chunk, result: Result<u32, Error>) -> Option<IoDone> {
+        let active = self.active.get_mut(&chunk.request)?;
+        active.under_way -= 1;
+        match result {
+            Ok(crc) => {
+                active.crcs[chunk.index].0 = crc;
+                active.moved += chunk.len as u64;
+            }
+            Err(error) => {
+                // What was not given out stays where it is; the first cause is told.
+                self.waiting.remove(&(active.request.urgency, chunk.request));
+                active.given = active.request.extent.len;
+                active.error.get_or_insert(error);
+            }
+        }
+        if active.under_way > 0 || active.given < active.request.extent.len {
+            return None;
+        }
+        let active = self.active.remove(&chunk.request)?;
+        let now = Instant::now();
+        let result = match active.error {
+            Some(error) => Err(error),
+            None => Ok(combine(&active.crcs)),
+        };
+        Some(IoDone {
+            tag: active.request.tag,
+            op: active.request.op,
+            bytes: active.moved,
+            result,
+            started: active.started.unwrap_or(now),
+            finished: now,
+        })
+    }
+}
+
+/// The checksum of a whole from those of its consecutive parts.
+fn combine(crcs: &[(u32, usize)]) -> u32 {
+    let Some(((first, _), rest)) = crcs.split_first() else {
+        return 0;
+    };
+    rest.iter().fold(*first, |crc, (next, len)| crc32c::crc32c_combine(crc, *next, *len))
+}

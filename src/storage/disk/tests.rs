@@ -1,0 +1,191 @@
+//! Every engine moves the same bytes, gives the same checksums and answers every request.
+
+use super::faulty::Fault;
+use super::*;
+use crossbeam_channel::{Receiver, unbounded};
+use memmap2::MmapMut;
+use std::path::Path;
+
+const LEN: u64 = 3 << 20;
+const BLOCKS: u64 = 8;
+
+fn data_file(dir: &Path) -> DataFile {
+    let file = DataFile { id: FileId(4), path: dir.join("weights.dat"), len: LEN * BLOCKS };
+    direct::create_reserved(&file).unwrap();
+    file
+}
+
+fn channel() -> (OnDone, Receiver<IoDone>) {
+    let (send, receive) = unbounded();
+    (Arc::new(move |done| send.send(done).unwrap()), receive)
+}
+
+fn request(tag: u64, op: IoOp, memory: &mut MmapMut, urgency: u64) -> IoRequest {
+    let extent = Extent { file: FileId(4), offset: (tag % BLOCKS) * LEN, len: LEN };
+    let at = ((tag % BLOCKS) * LEN) as usize;
+    // SAFETY: every test keeps the memory until all answers have come, one block a request.
+    let buf = unsafe { IoBuf::new(memory.as_mut_ptr().wrapping_add(at), LEN as usize) };
+    IoRequest { tag, op, extent, buf, urgency }
+}
+
+fn fill(memory: &mut MmapMut) {
+    for (at, word) in memory.chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&faulty::scramble(at as u64).to_le_bytes());
+    }
+}
+
+fn round_trip(options: &IoOptions, register: bool) -> IoEffective {
+    let dir = tempfile::tempdir().unwrap();
+    let file = data_file(dir.path());
+    let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+    fill(&mut memory);
+    let original = memory.to_vec();
+    let (on_done, answers) = channel();
+    let registered = register.then(|| Registered { ptr: memory.as_mut_ptr(), len: memory.len() });
+    let io = IoService::start(options, vec![file], registered, on_done).unwrap();
+    for op in [IoOp::Write, IoOp::Read] {
+        for tag in 0..BLOCKS {
+            io.submit(request(tag, op, &mut memory, tag)).unwrap();
+        }
+        let mut seen = [false; BLOCKS as usize];
+        for _ in 0..BLOCKS {
+            let done = answers.recv().unwrap();
+            assert!(done.op == op && done.bytes == LEN && done.started <= done.finished);
+            let at = (done.tag * LEN) as usize;
+            let block = &original[at..at + LEN as usize];
+            assert_eq!(done.result.unwrap(), crc32c::crc32c(block));
+            assert!(!std::mem::replace(&mut seen[done.tag as usize], true));
+        }
+        assert!(memory[..] == original[..]);
+        memory.fill(0);
+    }
+    let counters = io.counters();
+    assert_eq!((counters.bytes_read, counters.bytes_written), (LEN * BLOCKS, LEN * BLOCKS));
+    assert!(counters.busy_nanos > 0 && counters.requests == 2 * BLOCKS);
+    let effective = io.effective().clone();
+    io.shutdown();
+    effective
+}
+
+#[test]
+fn uring_moves_bytes_with_plain_and_registered_buffers() {
+    let options = IoOptions { chunk: 1 << 18, depth: 5, ..IoOptions::default() };
+    let plain = round_trip(&options, false);
+    assert!(!plain.registered);
+    let registered = round_trip(&options, true);
+    if registered.engine == "uring" {
+        assert!(registered.registered || !registered.notes.is_empty());
+    } else {
+        assert!(registered.notes.iter().any(|note| note.contains("io_uring cannot be had")));
+    }
+}
+
+#[test]
+fn pool_moves_bytes_through_the_page_cache_too() {
+    let pool = IoOptions { engine: EngineChoice::Pool, threads: 3, ..IoOptions::default() };
+    assert_eq!(round_trip(&pool, false).engine, "pool");
+    let buffered = IoOptions { direct: DirectChoice::Off, ..pool };
+    assert!(!round_trip(&buffered, false).direct);
+}
+
+#[test]
+fn tmpfs_is_not_taken_for_a_disk() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
+    let file = data_file(dir.path());
+    let (on_done, _answers) = channel();
+    let io = IoService::start(&IoOptions::default(), vec![file.clone()], None, on_done).unwrap();
+    assert!(!io.effective().direct);
+    assert!(io.effective().notes[0].contains("tmpfs"));
+    let (on_done, _answers) = channel();
+    let options = IoOptions { direct: DirectChoice::On, ..IoOptions::default() };
+    let refused = IoService::start(&options, vec![file], None, on_done).unwrap_err();
+    assert_eq!(refused.exit_status(), 2);
+}
+
+#[test]
+fn a_truncated_file_and_a_wrong_extent_are_named() {
+    for engine in [EngineChoice::Auto, EngineChoice::Pool] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = data_file(dir.path());
+        let path = file.path.clone();
+        let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+        let (on_done, answers) = channel();
+        let options = IoOptions { engine, ..IoOptions::default() };
+        let io = IoService::start(&options, vec![file], None, on_done).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(LEN + 4096).unwrap();
+        io.submit(request(1, IoOp::Read, &mut memory, 0)).unwrap();
+        let error = answers.recv().unwrap().result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("weights.dat is shorter"), "{error}");
+        let mut outside = request(1, IoOp::Read, &mut memory, 0);
+        outside.extent.offset = LEN * BLOCKS;
+        assert_eq!(io.submit(outside).unwrap_err().kind(), ErrorKind::Bug);
+        let mut unknown = request(1, IoOp::Read, &mut memory, 0);
+        unknown.extent.file = FileId(0);
+        assert_eq!(io.submit(unknown).unwrap_err().kind(), ErrorKind::Bug);
+    }
+}
+
+#[test]
+fn the_queue_gives_urgent_chunks_first() {
+    let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+    let mut queue = queue::Queue::new(1 << 20);
+    queue.push(request(1, IoOp::Read, &mut memory, 9), 0);
+    let first = queue.next().unwrap();
+    queue.push(request(2, IoOp::Read, &mut memory, 0), 0);
+    queue.push(request(3, IoOp::Read, &mut memory, 5), 0);
+    queue.promote(1);
+    // The promoted one came first; the demand is next; the speculative one last.
+    let order: Vec<u64> = std::iter::from_fn(|| queue.next()).map(|chunk| chunk.request).collect();
+    assert_eq!(order, [0, 0, 1, 1, 1, 2, 2, 2]);
+    assert_eq!((first.offset, first.len), (LEN, 1 << 20));
+}
+
+#[test]
+fn a_failed_chunk_ends_its_request_once() {
+    let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+    let mut queue = queue::Queue::new(1 << 20);
+    queue.push(request(1, IoOp::Read, &mut memory, 0), 0);
+    let (one, two) = (queue.next().unwrap(), queue.next().unwrap());
+    assert!(queue.finish(&one, Err(Error::corrupt("boom"))).is_none());
+    assert!(queue.next().is_none(), "the third chunk is not worth reading");
+    let done = queue.finish(&two, Ok(7)).unwrap();
+    assert_eq!(done.bytes, 1 << 20);
+    assert_eq!(done.result.unwrap_err().message(), "boom");
+    assert!(queue.is_empty());
+}
+
+#[test]
+fn twins_answer_and_fail_as_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = data_file(dir.path());
+    let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+    fill(&mut memory);
+    let (on_done, answers) = channel();
+    let plan: faulty::FaultPlan = Box::new(|nth, _| match nth {
+        1 => Some(Fault::Full),
+        3 => Some(Fault::BitFlip),
+        4 => Some(Fault::Late(2)),
+        _ => None,
+    });
+    let io = IoService::faulty(vec![file.clone()], plan, on_done);
+    let write = |tag, op, memory: &mut MmapMut| io.submit(request(tag, op, memory, 0)).unwrap();
+    write(0, IoOp::Write, &mut memory);
+    let crc = answers.recv().unwrap().result.unwrap();
+    write(1, IoOp::Write, &mut memory);
+    let full = answers.recv().unwrap().result.unwrap_err().to_string();
+    assert!(full.contains("the disk is full") && full.contains("weights.dat"), "{full}");
+    write(0, IoOp::Read, &mut memory);
+    assert_eq!(answers.recv().unwrap().result.unwrap(), crc);
+    write(0, IoOp::Read, &mut memory);
+    assert_ne!(answers.recv().unwrap().result.unwrap(), crc);
+    for tag in [8, 16, 24] {
+        write(tag, IoOp::Read, &mut memory);
+    }
+    let order: Vec<u64> = answers.try_iter().map(|done| done.tag).collect();
+    assert_eq!(order, [16, 24, 8]);
+    let (on_done, answers) = channel();
+    let noop = IoService::noop(vec![file], on_done);
+    noop.submit(request(5, IoOp::Write, &mut memory, 0)).unwrap();
+    assert_eq!(answers.recv().unwrap().tag, 5);
+}
