@@ -185,9 +185,9 @@ impl std::fmt::Debug for IoService {
 
 /// A range of memory that is registered with the kernel once (the arena).
 #[derive(Debug, Clone, Copy)]
-pub struct Registered {
-    pub ptr: *mut u8,
-    pub len: usize,
+struct Registered {
+    ptr: *mut u8,
+    len: usize,
 }
 
 // SAFETY: an address is not an access; the kernel touches the range only for requests.
@@ -196,8 +196,8 @@ unsafe impl Send for Registered {}
 impl IoService {
     /// Opens `files` and starts the io thread(s).
     ///
-    /// `registered` is memory that stays mapped until the service has shut down; buffers inside
-    /// it need no page pinning per transfer.
+    /// `registered` is memory (address, bytes) that stays mapped until the service has shut down:
+    /// the arena. Buffers inside it need no page pinning per transfer.
     ///
     /// # Errors
     /// `Config` where an explicit choice cannot be had; `Io` where a file cannot be opened. An
@@ -205,7 +205,7 @@ impl IoService {
     pub fn start(
         options: &IoOptions,
         files: Vec<DataFile>,
-        registered: Option<Registered>,
+        registered: Option<(*mut u8, usize)>,
         on_done: OnDone,
     ) -> Result<Self> {
         options.validate()?;
@@ -224,7 +224,9 @@ impl IoService {
         let parts = match options.engine {
             EngineChoice::Pool => parts,
             choice => {
-                let registered = registered.filter(|_| options.register);
+                let registered = registered
+                    .filter(|_| options.register)
+                    .map(|(ptr, len)| Registered { ptr, len });
                 match uring::Uring::start(parts, options.depth, registered) {
                     Ok((engine, note)) => {
                         effective.engine = "uring";

@@ -107,6 +107,22 @@ impl IoEffective {
     }
 }
 
+impl IoEffective {
+    /// For a configuration that insists on registered buffers.
+    ///
+    /// # Errors
+    /// `Config` with the reason if they are plain.
+    pub fn require_registered(&self) -> Result<()> {
+        if self.registered {
+            return Ok(());
+        }
+        Err(Error::config(
+            "registered buffers cannot be had: set register to \"auto\", or raise RLIMIT_MEMLOCK",
+        )
+        .with("effective", self))
+    }
+}
+
 impl fmt::Display for IoEffective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let direct = if self.direct { "O_DIRECT" } else { "page cache" };

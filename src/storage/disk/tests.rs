@@ -41,7 +41,7 @@ fn round_trip(options: &IoOptions, register: bool) -> IoEffective {
     fill(&mut memory);
     let original = memory.to_vec();
     let (on_done, answers) = channel();
-    let registered = register.then(|| Registered { ptr: memory.as_mut_ptr(), len: memory.len() });
+    let registered = register.then(|| (memory.as_mut_ptr(), memory.len()));
     let io = IoService::start(options, vec![file], registered, on_done).unwrap();
     for op in [IoOp::Write, IoOp::Read] {
         for tag in 0..BLOCKS {
