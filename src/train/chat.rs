@@ -1,1 +1,372 @@
-//! Train: chat.
+//! Conversations to tokens through the model's own chat template, with the loss on the answers.
+//!
+//! The template is Hugging Face's Jinja (`chat_template.jinja`, or `chat_template` of
+//! `tokenizer_config.json`), rendered with the globals that transformers gives it. What of the
+//! text is the assistant's is found by rendering, never by guessing at markers: see [`spans`].
+
+mod dates;
+mod spans;
+
+use crate::base::{Error, Result};
+use crate::train::data::document::messages;
+use crate::train::tokenizer::Tokenizer;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, context};
+use serde::Serialize;
+use serde_json::Value;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A chat template, ready to render.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    source: String,
+    bos: String,
+    eos: String,
+}
+
+const NAME: &str = "chat template";
+
+impl ChatTemplate {
+    /// Reads the template of a model folder; `None` when it has none. `now` is what a template
+    /// that asks for the date is told: a run passes the time of its creation, so that its data
+    /// stays the same on another day.
+    ///
+    /// # Errors
+    /// When a file is malformed or the template is no Jinja.
+    pub fn load(dir: &Path, tokenizer: &Tokenizer, now: SystemTime) -> Result<Option<Self>> {
+        let dir = if dir.is_dir() { dir } else { dir.parent().unwrap_or(Path::new(".")) };
+        let file = dir.join("chat_template.jinja");
+        match std::fs::read_to_string(&file) {
+            Ok(source) => return Self::new(source, tokenizer, now).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(format!("reading {}", file.display()), e)),
+        }
+        let Some(source) = tokenizer.config().get("chat_template").and_then(template_text) else {
+            return Ok(None);
+        };
+        Self::new(source, tokenizer, now).map(Some)
+    }
+
+    /// # Errors
+    /// When `source` is no Jinja.
+    pub fn new(source: String, tokenizer: &Tokenizer, now: SystemTime) -> Result<Self> {
+        let mut env = Environment::new();
+        let syntax = minijinja::syntax::SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(|e| Error::bug("setting the template's syntax").from_source(e))?;
+        env.set_syntax(syntax);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.add_function("raise_exception", |what: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, what))
+        });
+        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        env.add_function("strftime_now", move |format: String| dates::strftime(&format, seconds));
+        env.add_filter("tojson", tojson);
+        env.add_template_owned(NAME, spans::mark_generations(&source))
+            .map_err(|e| Error::input("the chat template cannot be read").from_source(e))?;
+        let (bos, eos) = (tokenizer.bos_text().to_owned(), tokenizer.eos_text().to_owned());
+        Ok(Self { env, source, bos, eos })
+    }
+
+    /// The template as it was given, to be exported with the model.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Equal for templates that render alike.
+    pub fn fingerprint(&self) -> u32 {
+        crc32c::crc32c(self.source.as_bytes())
+    }
+
+    /// The text of a conversation. With `prompt`, it ends where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation (`raise_exception`) or fails.
+    pub fn render(&self, line: &Value, prompt: bool) -> Result<String> {
+        let text = self.render_marked(line, messages(line), prompt)?;
+        Ok(spans::without_marks(&text))
+    }
+
+    /// The text with what `{% generation %}` blocks enclose between marks.
+    fn render_marked(&self, line: &Value, messages: &[Value], prompt: bool) -> Result<String> {
+        let other = |key| Serde(line.get(key).cloned().unwrap_or(Value::Null));
+        let template = self
+            .env
+            .get_template(NAME)
+            .map_err(|e| Error::bug("the chat template is gone").from_source(e))?;
+        template
+            .render(context! {
+                messages => Serde(messages.to_vec()),
+                tools => other("tools"),
+                documents => other("documents"),
+                add_generation_prompt => prompt,
+                bos_token => self.bos.as_str(),
+                eos_token => self.eos.as_str(),
+            })
+            .map_err(|e| Error::input("the chat template cannot render it").from_source(e))
+    }
+
+    /// The tokens of a conversation, each with whether it is a target: those of the
+    /// assistant's messages are.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, or it cannot be told which of its text is
+    /// the assistant's.
+    pub fn encode(&self, tokenizer: &Tokenizer, line: &Value) -> Result<Vec<(u32, bool)>> {
+        let messages = messages(line);
+        let (text, spans) =
+            spans::find(messages, |messages, prompt| self.render_marked(line, messages, prompt))?;
+        let mut tokens = Vec::new();
+        // Spans are in order and apart, and so are the tokens.
+        let mut spans = spans.into_iter().peekable();
+        let mut answered = false;
+        for (id, range) in tokenizer.encode_with_offsets(&text)? {
+            while spans.next_if(|span| span.end <= range.start).is_some() {}
+            let inside = spans.peek().is_some_and(|span| span.start <= range.start);
+            // The token that ends a turn follows the answer; without it nothing learns to stop.
+            let ends_turn = answered && tokenizer.is_special(id);
+            tokens.push((id, inside || ends_turn));
+            answered = inside;
+        }
+        self.close(tokenizer, messages, &mut tokens);
+        Ok(tokens)
+    }
+
+    /// Puts eos behind a conversation whose template did not: a target when the assistant spoke
+    /// last and nothing else says that it is done.
+    fn close(&self, tokenizer: &Tokenizer, messages: &[Value], tokens: &mut Vec<(u32, bool)>) {
+        let Some(eos) = tokenizer.eos() else { return };
+        if tokens.iter().rev().take(2).any(|&(id, _)| id == eos) {
+            return;
+        }
+        let spoke_last = messages.last().is_some_and(spans::is_answer);
+        let stopped =
+            tokens.iter().rev().take(2).any(|&(id, target)| target && tokenizer.is_special(id));
+        tokens.push((eos, spoke_last && !stopped));
+    }
+}
+
+/// `chat_template` is a text, or a list of named ones.
+fn template_text(value: &Value) -> Option<String> {
+    if let Some(text) = value.as_str() {
+        return Some(text.to_owned());
+    }
+    let named = value.as_array()?;
+    let default = named.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+    default.or(named.first())?.get("template")?.as_str().map(str::to_owned)
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, as transformers defines the
+/// filter; minijinja's own escapes for HTML.
+fn tojson(
+    value: minijinja::Value,
+    kwargs: minijinja::value::Kwargs,
+) -> Result<String, minijinja::Error> {
+    let bad = |e: serde_json::Error| {
+        minijinja::Error::new(ErrorKind::InvalidOperation, "tojson failed").with_source(e)
+    };
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let mut out = Vec::new();
+    if let Some(indent) = indent {
+        let spaces = " ".repeat(indent);
+        let style = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+        let mut serializer = serde_json::Serializer::with_formatter(&mut out, style);
+        value.serialize(&mut serializer).map_err(bad)?;
+    } else {
+        let mut serializer = serde_json::Serializer::with_formatter(&mut out, PythonStyle);
+        value.serialize(&mut serializer).map_err(bad)?;
+    }
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// `{"a": 1, "b": [1, 2]}`: a space after each comma and colon.
+struct PythonStyle;
+
+impl serde_json::ser::Formatter for PythonStyle {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        out.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        out.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+    ) -> std::io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' \
+        + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+    /// Drops the reasoning of earlier answers, as Qwen3's template does.
+    const DROPS: &str = "{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' and not loop.last and '</think>' in content %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content.strip() + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n<think>\\n' }}
+{%- endif %}";
+
+    fn template(source: &str) -> ChatTemplate {
+        let tokenizer = Tokenizer::bytes().unwrap();
+        ChatTemplate::new(source.to_owned(), &tokenizer, UNIX_EPOCH).unwrap()
+    }
+
+    fn chat(turns: &[(&str, &str)]) -> Value {
+        let messages: Vec<Value> =
+            turns.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
+        json!({"messages": messages})
+    }
+
+    /// What is trained on, targets in brackets.
+    fn targets(source: &str, line: &Value) -> Result<String> {
+        let tokenizer = Tokenizer::bytes()?;
+        let tokens = template(source).encode(&tokenizer, line)?;
+        let mut out = String::new();
+        let mut inside = false;
+        for (id, target) in tokens {
+            if target != inside {
+                out.push(if target { '[' } else { ']' });
+                inside = target;
+            }
+            out += &tokenizer.decode(&[id], false)?;
+        }
+        Ok(if inside { out + "]" } else { out })
+    }
+
+    fn two_turns() -> Value {
+        chat(&[
+            ("system", "be kind"),
+            ("user", "hi"),
+            ("assistant", "hello"),
+            ("user", "bye"),
+            ("assistant", "so long"),
+        ])
+    }
+
+    #[test]
+    fn the_loss_is_on_the_answers_only() {
+        insta::assert_snapshot!(targets(CHATML, &two_turns()).unwrap(), @r"
+        <|im_start|>system
+        be kind<|im_end|>
+        <|im_start|>user
+        hi<|im_end|>
+        <|im_start|>assistant
+        [hello<|im_end|>
+        ]<|im_start|>user
+        bye<|im_end|>
+        <|im_start|>assistant
+        [so long<|im_end|>
+        <|eos|>]
+        ");
+    }
+
+    #[test]
+    fn answers_are_found_where_earlier_turns_are_rewritten() {
+        let line = chat(&[
+            ("user", "1+1?"),
+            ("assistant", "<think>\neasy\n</think>\n\n2"),
+            ("user", "2+2?"),
+            ("assistant", "4"),
+        ]);
+        insta::assert_snapshot!(targets(DROPS, &line).unwrap(), @r"
+        <|im_start|>user
+        1+1?<|im_end|>
+        <|im_start|>assistant
+        [2]<|im_end|>
+        <|im_start|>user
+        2+2?<|im_end|>
+        <|im_start|>assistant
+        [4<|im_end|>
+        <|eos|>]
+        ");
+    }
+
+    #[test]
+    fn a_template_that_refuses_prefixes_is_read_by_difference() {
+        let strict = "{%- if messages[-1].role != 'assistant' %}{{ raise_exception('unfinished') }}{% endif %}\
+            {{- bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token if m.role == 'assistant' }}{% endfor %}";
+        let line =
+            chat(&[("user", "hi"), ("assistant", " hello "), ("user", "x"), ("assistant", "y")]);
+        assert_eq!(
+            targets(strict, &line).unwrap(),
+            "<|bos|>[user]hi[assistant][hello<|eos|>][user]x[assistant][y<|eos|>]"
+        );
+    }
+
+    #[test]
+    fn a_template_may_mark_its_answers() {
+        let marked = "{% for m in messages %}\n{% if m.role == 'assistant' %}\nA: {% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}\n\n{% else %}\nQ: {{ m.content }}\n{% endif %}\n{% endfor %}";
+        let line = chat(&[("user", "hi"), ("assistant", "hello")]);
+        assert_eq!(targets(marked, &line).unwrap(), "Q: hi\nA: [hello<|eos|>]\n");
+        assert_eq!(template(marked).render(&line, false).unwrap(), "Q: hi\nA: hello<|eos|>\n");
+    }
+
+    #[test]
+    fn templates_have_the_globals_of_transformers() {
+        let line = json!({
+            "messages": [{"role": "user", "content": "a <b> & 'c' é"}],
+            "tools": [{"type": "function", "name": "f", "args": [1, 2.5, null, true]}],
+        });
+        let source = "{{ strftime_now('%d %b %Y') }} {{ tools[0] | tojson }} {{ messages[0].content | tojson }}\
+            {% for k, v in tools[0].items() %}{% if loop.index > 1 %}{% break %}{% endif %} {{ k }}={{ v.upper() }}{% endfor %}\
+            {% if documents is not none %}no{% endif %}";
+        assert_eq!(
+            template(source).render(&line, false).unwrap(),
+            "01 Jan 1970 {\"type\": \"function\", \"name\": \"f\", \"args\": [1, 2.5, null, true]} \
+             \"a <b> & 'c' é\" type=FUNCTION"
+        );
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let e = targets("{{ raise_exception('roles must alternate') }}", &two_turns()).unwrap_err();
+        assert!(e.to_string().contains("roles must alternate"), "{e}");
+        let tokenizer = Tokenizer::bytes().unwrap();
+        let e = ChatTemplate::new("{% if %}".to_owned(), &tokenizer, UNIX_EPOCH).unwrap_err();
+        assert!(e.to_string().contains("the chat template cannot be read"), "{e}");
+        let e = targets("{{ messages | length }}", &two_turns()).unwrap_err();
+        assert!(e.to_string().contains("does not show where the answer in message 2 is"), "{e}");
+    }
+
+    #[test]
+    fn templates_are_found_in_either_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = Tokenizer::bytes().unwrap();
+        tokenizer.save(dir.path()).unwrap();
+        let load = |dir: &Path| {
+            ChatTemplate::load(dir, &Tokenizer::load(dir).unwrap(), UNIX_EPOCH).unwrap()
+        };
+        assert!(load(dir.path()).is_none());
+        let config = json!({"chat_template": [{"name": "tool_use", "template": "b"}, {"name": "default", "template": "a"}]});
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        assert_eq!(load(dir.path()).unwrap().source(), "a");
+        std::fs::write(dir.path().join("chat_template.jinja"), "c").unwrap();
+        assert_eq!(load(dir.path()).unwrap().source(), "c");
+    }
+}

@@ -3,5 +3,8 @@
 pub mod chat;
 pub mod curve;
 pub mod data;
+pub mod folder;
 pub mod metrics;
+pub mod progress;
+pub mod schedule;
 pub mod tokenizer;

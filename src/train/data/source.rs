@@ -1,0 +1,459 @@
+//! The data of a run as batches: packing, splitting, shuffling and mixing by position.
+//!
+//! Documents lie end to end with eos between them; a sequence is the `seq + 1` tokens from a
+//! multiple of `seq`, so the last token of one is the first of the next, and every token is a
+//! target once. What does not fill a last sequence is left out.
+
+use super::mix::{Mixture, Split, hash, permute};
+use super::tokenise::{Tokenised, Tokenising, tokenise};
+use super::{Batch, DataSource, DataSpec, IGNORED, Progress};
+use crate::base::ledger::Ledger;
+use crate::base::{Error, Result, Step};
+use crate::train::chat::ChatTemplate;
+use crate::train::tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+/// Text files, JSON lines and chats as batches.
+#[derive(Debug)]
+pub struct TextSource {
+    spec: DataSpec,
+    files: Vec<FileTokens>,
+    mixture: Mixture,
+    /// Held-out sequences before each file's, and at the end all of them.
+    held_before: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct FileTokens {
+    tokens: Tokenised,
+    /// Sequences of the training tokens.
+    split: Split,
+    /// Whether held-out sequences are of the training tokens, and not of held-out documents.
+    by_sequence: bool,
+}
+
+impl FileTokens {
+    fn held_out(&self, seq: usize) -> u64 {
+        if self.by_sequence {
+            self.split.held_out()
+        } else {
+            sequences(self.tokens.validation.count().tokens, seq)
+        }
+    }
+}
+
+/// How many sequences `tokens` fill: the last token of each is only a target.
+fn sequences(tokens: u64, seq: usize) -> u64 {
+    tokens.saturating_sub(1) / seq.max(1) as u64
+}
+
+impl TextSource {
+    /// Tokenises what was not tokenised before (`progress` is told), and opens the rest.
+    ///
+    /// # Errors
+    /// When a file is missing, malformed or empty, has fewer tokens than one sequence, when the
+    /// tokenizer has more tokens than the model, or a chat has no template.
+    pub fn open(
+        spec: DataSpec,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+        progress: &mut dyn FnMut(&Progress<'_>),
+    ) -> Result<Self> {
+        check(&spec, tokenizer)?;
+        let with =
+            Tokenising { tokenizer, template, validation: spec.validation, threads: spec.threads };
+        let mut files = Vec::with_capacity(spec.files.len());
+        for file in &spec.files {
+            let tokens = tokenise(file, with, &spec.cache, progress)?;
+            let total = sequences(tokens.train.count().tokens, spec.seq);
+            let by_documents = sequences(tokens.validation.count().tokens, spec.seq);
+            let by_sequence = by_documents == 0;
+            let held_out = if by_sequence { share_of(total, spec.validation) } else { 0 };
+            let split = Split::new(total, held_out);
+            if split.train() == 0 {
+                return Err(Error::input(format!(
+                    "data file {} is shorter than one sequence: give more text, or set train.seq \
+                     to less than {}",
+                    file.path.display(),
+                    tokens.train.count().tokens.max(2)
+                ))
+                .with("tokens", tokens.train.count().tokens)
+                .with("seq", spec.seq));
+            }
+            if tokens.train.count().targets == 0 {
+                return Err(Error::input(format!(
+                    "data file {} has no answers: no message is the assistant's",
+                    file.path.display()
+                )));
+            }
+            files.push(FileTokens { tokens, split, by_sequence });
+        }
+        let shares: Vec<f64> = files
+            .iter()
+            .zip(&spec.files)
+            .map(|(file, named)| named.weight * file.split.train() as f64)
+            .collect();
+        let mut held_before = vec![0];
+        for file in &files {
+            held_before.push(held_before[held_before.len() - 1] + file.held_out(spec.seq));
+        }
+        Ok(Self { mixture: Mixture::new(&shares), spec, files, held_before })
+    }
+
+    /// Sequences for training, all files together.
+    pub fn train_sequences(&self) -> u64 {
+        self.files.iter().map(|file| file.split.train()).sum()
+    }
+
+    /// Sequences for validation, all files together.
+    pub fn validation_sequences(&self) -> u64 {
+        self.held_before[self.held_before.len() - 1]
+    }
+
+    /// Tokens of all files, held-out ones too.
+    pub fn tokens(&self) -> u64 {
+        self.files
+            .iter()
+            .map(|f| f.tokens.train.count().tokens + f.tokens.validation.count().tokens)
+            .sum()
+    }
+
+    /// How many steps one pass over all the training sequences takes (with weights of 1).
+    pub fn steps_per_epoch(&self) -> f64 {
+        self.train_sequences() as f64 / self.spec.batch as f64
+    }
+
+    /// Adds what the source holds in memory.
+    pub fn ledger(&self, ledger: &mut Ledger) {
+        let held: u64 = self
+            .files
+            .iter()
+            .map(|f| f.tokens.train.held_bytes() + f.tokens.validation.held_bytes())
+            .sum();
+        // ids and targets, and the tokens that they are read from.
+        let batch = self.spec.batch as u64 * (self.spec.seq as u64 + 1) * 24;
+        let note = format!("{} tokens, {held} bytes of them held, the rest read", self.tokens());
+        ledger.add("training data", held + batch, note);
+    }
+
+    /// Appends the sequence of `seq + 1` tokens at `position` of the training order.
+    fn train_sequence(&self, position: u64, out: &mut Vec<(u32, bool)>) -> Result<()> {
+        let (source, turn) = self.mixture.at(position);
+        let file = &self.files[source];
+        let count = file.split.train();
+        let (epoch, index) = (turn / count, turn % count);
+        let index = if self.spec.shuffle {
+            permute(hash(self.spec.seed, source as u64, epoch), count, index)
+        } else {
+            index
+        };
+        let sequence = file.split.nth_train(index);
+        let seq = self.spec.seq;
+        file.tokens.train.read(sequence * seq as u64, seq + 1, out)
+    }
+
+    fn held_out_sequence(&self, index: u64, out: &mut Vec<(u32, bool)>) -> Result<()> {
+        let source = self.held_before.partition_point(|&before| before <= index) - 1;
+        let within = index - self.held_before[source];
+        let file = &self.files[source];
+        let seq = self.spec.seq;
+        if file.by_sequence {
+            file.tokens.train.read(file.split.nth_held_out(within) * seq as u64, seq + 1, out)
+        } else {
+            file.tokens.validation.read(within * seq as u64, seq + 1, out)
+        }
+    }
+
+    /// `rows` sequences as a batch; `read` appends the tokens of a row.
+    fn assemble(
+        &self,
+        rows: usize,
+        read: impl Fn(u64, &mut Vec<(u32, bool)>) -> Result<()>,
+    ) -> Result<Batch> {
+        let seq = self.spec.seq;
+        let mut ids = Vec::with_capacity(rows * seq);
+        let mut targets = Vec::with_capacity(rows * seq);
+        let mut tokens = Vec::with_capacity(seq + 1);
+        for row in 0..rows {
+            tokens.clear();
+            read(row as u64, &mut tokens)?;
+            ids.extend(tokens[..seq].iter().map(|&(id, _)| i64::from(id)));
+            targets.extend(
+                tokens[1..]
+                    .iter()
+                    .map(|&(id, target)| if target { i64::from(id) } else { IGNORED }),
+            );
+        }
+        Ok(Batch { batch: rows, seq, ids, targets })
+    }
+}
+
+impl DataSource for TextSource {
+    fn batch(&mut self, step: Step) -> Result<Batch> {
+        let first = step.saturating_sub(1) * self.spec.batch as u64;
+        self.assemble(self.spec.batch, |row, out| self.train_sequence(first + row, out))
+    }
+
+    fn validation_batches(&self) -> u64 {
+        self.validation_sequences().div_ceil(self.spec.batch as u64)
+    }
+
+    fn validation_batch(&mut self, index: u64) -> Result<Batch> {
+        let first = index * self.spec.batch as u64;
+        let rows = self.validation_sequences().saturating_sub(first).min(self.spec.batch as u64);
+        self.assemble(rows as usize, |row, out| self.held_out_sequence(first + row, out))
+    }
+
+    fn identity(&self) -> Value {
+        let files: Vec<Value> = self
+            .files
+            .iter()
+            .zip(&self.spec.files)
+            .map(|(file, named)| {
+                json!({
+                    "file": named.path.file_name().map(|n| n.to_string_lossy()),
+                    "weight": named.weight,
+                    "train": file.tokens.train.count(),
+                    "validation": file.tokens.validation.count(),
+                })
+            })
+            .collect();
+        json!({
+            "files": files, "batch": self.spec.batch, "seq": self.spec.seq,
+            "validation": self.spec.validation, "shuffle": self.spec.shuffle,
+            "seed": self.spec.seed,
+        })
+    }
+}
+
+/// How many of `total` a share is: at least one when there is more than one and a share is asked.
+fn share_of(total: u64, share: f64) -> u64 {
+    if share <= 0.0 || total < 2 {
+        return 0;
+    }
+    ((total as f64 * share).round() as u64).clamp(1, total - 1)
+}
+
+fn check(spec: &DataSpec, tokenizer: &Tokenizer) -> Result<()> {
+    if spec.files.is_empty() {
+        return Err(Error::config("no data: name at least one file").with("key", "data.files"));
+    }
+    if spec.batch == 0 || spec.seq == 0 {
+        return Err(Error::config("a batch needs at least one sequence of one token"));
+    }
+    if !(0.0..1.0).contains(&spec.validation) {
+        return Err(Error::config("the validation share must be at least 0 and less than 1")
+            .with("key", "data.validation"));
+    }
+    for file in &spec.files {
+        if !(file.weight.is_finite() && file.weight > 0.0) {
+            return Err(Error::config(format!(
+                "the weight of {} must be a positive number",
+                file.path.display()
+            ))
+            .with("key", "data.files"));
+        }
+    }
+    let needed = tokenizer.vocab_size();
+    if needed > spec.vocab {
+        return Err(Error::input(format!(
+            "the tokenizer has {needed} tokens and the model a vocabulary of {}: use the model's \
+             own tokenizer, or set model.vocab to {needed} or more",
+            spec.vocab
+        ))
+        .with("key", "data.tokenizer"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::data::{FileSpec, Format};
+    use std::path::{Path, PathBuf};
+
+    const SEQ: usize = 16;
+
+    fn spec(dir: &Path, files: &[PathBuf]) -> DataSpec {
+        DataSpec {
+            files: files.iter().map(FileSpec::new).collect(),
+            batch: 4,
+            seq: SEQ,
+            validation: 0.1,
+            shuffle: true,
+            seed: 7,
+            cache: dir.join("data"),
+            threads: 2,
+            vocab: 259,
+        }
+    }
+
+    fn open(spec: DataSpec) -> Result<TextSource> {
+        TextSource::open(spec, &Tokenizer::bytes()?, None, &mut |_| {})
+    }
+
+    fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A text in which each sequence of [`SEQ`] tokens says its own number.
+    fn numbered(letter: char, sequences: usize) -> String {
+        (0..sequences).map(|i| format!("{letter}{i:0>14}\n")).collect()
+    }
+
+    fn rows(batch: &Batch) -> Vec<String> {
+        let text = |row: &[i64]| row.iter().map(|&id| id as u8 as char).collect::<String>();
+        batch.ids.chunks(batch.seq).map(text).collect()
+    }
+
+    #[test]
+    fn an_epoch_sees_every_sequence_once_and_validation_none_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = write(dir.path(), "a.txt", &numbered('a', 60));
+        let mut source = open(spec(dir.path(), &[file])).unwrap();
+        // 60 * 16 bytes and eos: 60 sequences with their last target.
+        assert_eq!((source.train_sequences(), source.validation_sequences()), (54, 6));
+        let mut seen: Vec<String> = Vec::new();
+        let mut index = 0;
+        while seen.len() < 54 {
+            index += 1;
+            seen.extend(rows(&source.batch(index).unwrap()));
+        }
+        let first: Vec<String> = seen[..54].to_vec();
+        let mut all = first.clone();
+        for i in 0..source.validation_batches() {
+            all.extend(rows(&source.validation_batch(i).unwrap()));
+        }
+        all.sort();
+        assert_eq!(all.concat(), numbered('a', 60));
+        // The next epoch has another order.
+        let second: Vec<String> = (0..54)
+            .map(|i| rows(&source.batch((54 + i) / 4 + 1).unwrap())[(54 + i as usize) % 4].clone())
+            .collect();
+        assert_ne!(first, second);
+        let (mut a, mut b) = (first, second);
+        a.sort();
+        b.sort();
+        assert_eq!(a, b);
+    }
+
+    #[test]
+    fn targets_are_the_next_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = write(dir.path(), "a.txt", &numbered('a', 60));
+        let mut unshuffled = spec(dir.path(), &[file]);
+        unshuffled.shuffle = false;
+        unshuffled.validation = 0.0;
+        let mut source = open(unshuffled).unwrap();
+        let batch = source.batch(1).unwrap();
+        assert_eq!(batch.ids[1..], batch.targets[..batch.targets.len() - 1]);
+        assert_eq!(batch.total_targets(), 64);
+        let last = source.batch(15).unwrap();
+        assert_eq!(last.targets[63], 257, "the text ends with eos");
+        assert_eq!(batch.rows(1, 3).ids, batch.ids[16..48]);
+        assert_eq!(source.validation_batches(), 0);
+    }
+
+    #[test]
+    fn a_batch_depends_on_the_step_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = write(dir.path(), "a.txt", &numbered('a', 40));
+        let b = write(dir.path(), "b.txt", &numbered('b', 90));
+        let spec = spec(dir.path(), &[a, b]);
+        let mut source = open(spec.clone()).unwrap();
+        let whole: Vec<Batch> = (1..=50).map(|s| source.batch(s).unwrap()).collect();
+        // Opened again, from the token files, in another order.
+        let mut again = open(spec.clone()).unwrap();
+        assert_eq!(again.identity(), source.identity());
+        for step in [50, 3, 27, 1] {
+            assert_eq!(again.batch(step).unwrap(), whole[step as usize - 1]);
+        }
+        let one_thread = DataSpec { threads: 1, cache: dir.path().join("other"), ..spec };
+        assert_eq!(open(one_thread).unwrap().batch(9).unwrap(), whole[8]);
+    }
+
+    #[test]
+    fn weights_say_how_often_a_text_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = write(dir.path(), "a.txt", &numbered('a', 100));
+        let b = write(dir.path(), "b.txt", &numbered('b', 100));
+        let mut weighted = spec(dir.path(), &[a, b]);
+        weighted.files[1].weight = 3.0;
+        let mut source = open(weighted).unwrap();
+        let seen: Vec<String> = (1..=60).flat_map(|s| rows(&source.batch(s).unwrap())).collect();
+        let b = seen.iter().filter(|row| row.starts_with('b')).count();
+        assert!((b as i64 - 180).abs() <= 2, "{b} of {}", seen.len());
+        // Each text's own epochs stay whole: 60 sequences of a are 60 different ones.
+        let mut a: Vec<&String> = seen.iter().filter(|row| row.starts_with('a')).collect();
+        let count = a.len();
+        a.sort();
+        a.dedup();
+        assert_eq!(a.len(), count);
+    }
+
+    #[test]
+    fn lines_are_documents_held_out_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines: String =
+            (0..100).map(|i| format!("{{\"text\": \"document {i:03} has its text\"}}\n")).collect();
+        let file = write(dir.path(), "a.jsonl", &lines);
+        let mut unshuffled = spec(dir.path(), &[file]);
+        unshuffled.shuffle = false;
+        let mut source = open(unshuffled).unwrap();
+        let mut held_out = String::new();
+        for i in 0..source.validation_batches() {
+            held_out += &rows(&source.validation_batch(i).unwrap()).concat();
+        }
+        assert!(held_out.contains("document 009") && held_out.contains("document 019"));
+        let steps = source.train_sequences() / 4;
+        let train: String = (1..=steps).flat_map(|s| rows(&source.batch(s).unwrap())).collect();
+        assert!(train.contains("document 008") && !train.contains("document 009"));
+    }
+
+    fn refusal(change: impl FnOnce(&Path, &mut DataSpec)) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let file = write(dir.path(), "a.txt", &numbered('a', 60));
+        let mut spec = spec(dir.path(), &[file]);
+        change(dir.path(), &mut spec);
+        let e = open(spec).unwrap_err();
+        assert_eq!(e.exit_status(), 2);
+        e.to_string().replace(&dir.path().display().to_string(), "DIR")
+    }
+
+    #[test]
+    fn refusals_name_the_thing_and_the_remedy() {
+        let empty = refusal(|dir, spec| {
+            std::fs::write(dir.join("a.txt"), "").unwrap();
+            spec.seq = 4;
+        });
+        insta::assert_snapshot!(empty, @"data file DIR/a.txt is empty (key=data.files)");
+        let missing = refusal(|dir, spec| spec.files[0].path = dir.join("b.txt"));
+        insta::assert_snapshot!(missing, @"data file DIR/b.txt does not exist: relative paths start at the working directory (key=data.files)");
+        let short = refusal(|_, spec| spec.seq = 4096);
+        insta::assert_snapshot!(short, @"data file DIR/a.txt is shorter than one sequence: give more text, or set train.seq to less than 961 (tokens=961, seq=4096)");
+        let vocab = refusal(|_, spec| spec.vocab = 256);
+        insta::assert_snapshot!(vocab, @"the tokenizer has 259 tokens and the model a vocabulary of 256: use the model's own tokenizer, or set model.vocab to 259 or more (key=data.tokenizer)");
+        let weight = refusal(|_, spec| spec.files[0].weight = -1.0);
+        insta::assert_snapshot!(weight, @"the weight of DIR/a.txt must be a positive number (key=data.files)");
+        let bytes = refusal(|dir, _| std::fs::write(dir.join("a.txt"), b"ok\n\xff\n").unwrap());
+        insta::assert_snapshot!(bytes, @"DIR/a.txt:2 is not UTF-8: convert the file first");
+        let chat = refusal(|dir, spec| {
+            let line = r#"{"messages": [{"role": "user", "content": "hi"}]}"#;
+            std::fs::write(dir.join("a.txt"), line).unwrap();
+            spec.files[0].format = Format::Auto;
+        });
+        insta::assert_snapshot!(chat, @"DIR/a.txt holds chats, and there is no chat template: set model.from or data.tokenizer to a folder whose tokenizer_config.json has a chat_template (or that holds chat_template.jinja)");
+    }
+
+    #[test]
+    fn data_that_changed_is_tokenised_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = write(dir.path(), "a.txt", &numbered('a', 60));
+        let spec = spec(dir.path(), std::slice::from_ref(&file));
+        let before = open(spec.clone()).unwrap().identity();
+        std::fs::write(&file, numbered('b', 60)).unwrap();
+        assert_ne!(open(spec).unwrap().identity(), before);
+    }
+}

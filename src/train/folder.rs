@@ -1,0 +1,333 @@
+//! The run folder: one run's configuration, metrics, curve, timeline, tokens and store.
+//!
+//! The law: one process at a time, one configuration a folder. What a resume changes is
+//! recorded; what it may not change is refused before anything is written.
+
+use crate::base::{Error, ErrorKind, Result, Step};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A run folder that this process holds.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held for the life of the value; the kernel drops the lock when the process ends, however
+    /// it ends.
+    _lock: File,
+}
+
+/// A key that a resume changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// The step that the resume starts from.
+    pub step: Step,
+    /// Seconds since 1970.
+    pub time: u64,
+    pub key: String,
+    /// None when the key was not there.
+    pub from: Option<toml::Value>,
+    pub to: Option<toml::Value>,
+}
+
+impl RunFolder {
+    /// Makes the folder of a new run and writes its effective configuration.
+    ///
+    /// # Errors
+    /// When the folder holds a run already, another process holds it, or it cannot be written.
+    pub fn create(path: &Path, config: &toml::Table) -> Result<Self> {
+        std::fs::create_dir_all(path)
+            .map_err(|e| Error::io(format!("creating run folder {}", path.display()), e))?;
+        let folder = Self::lock(path)?;
+        if folder.config_path().exists() {
+            return Err(Error::config(format!(
+                "run folder {} holds a run already: go on with --resume, or name another folder \
+                 with --run",
+                path.display()
+            )));
+        }
+        folder.write_config(config)?;
+        Ok(folder)
+    }
+
+    /// Opens the folder of an earlier run.
+    ///
+    /// # Errors
+    /// When there is no run in it, or another process holds it.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.join("config.toml").exists() {
+            return Err(Error::config(format!(
+                "{} is no run folder: it has no config.toml; start a run without --resume",
+                path.display()
+            )));
+        }
+        Self::lock(path)
+    }
+
+    fn lock(path: &Path) -> Result<Self> {
+        let file = path.join("lock");
+        let locking = |e| Error::io(format!("locking {}", file.display()), e);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&file)
+            .map_err(locking)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("run folder {} is in use by another process", path.display()),
+            )),
+            Err(TryLockError::Error(e)) => Err(locking(e)),
+        }
+    }
+
+    /// The configuration that the run was started with, as changed since.
+    ///
+    /// # Errors
+    /// When `config.toml` cannot be read or is no TOML.
+    pub fn config(&self) -> Result<toml::Table> {
+        let path = self.config_path();
+        let text = std::fs::read_to_string(&path)
+            .map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
+        text.parse().map_err(|e: toml::de::Error| {
+            Error::input(format!("{} is not TOML", path.display())).from_source(e)
+        })
+    }
+
+    fn write_config(&self, config: &toml::Table) -> Result<()> {
+        let text = toml::to_string_pretty(config)
+            .map_err(|e| Error::bug("writing the configuration as TOML").from_source(e))?;
+        write_whole(&self.config_path(), text.as_bytes())
+    }
+
+    /// Compares the run's configuration with that of a resume from `step`. Changed keys that
+    /// `allowed` accepts are recorded in `changes.jsonl` and the new configuration is written;
+    /// with any other changed key nothing is.
+    ///
+    /// # Errors
+    /// When a key was changed that may not be, naming each with both values.
+    pub fn resume(
+        &self,
+        config: &toml::Table,
+        step: Step,
+        allowed: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Change>> {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let changes: Vec<Change> = differences(&self.config()?, config)
+            .into_iter()
+            .map(|(key, from, to)| Change { step, time, key, from, to })
+            .collect();
+        let refused: Vec<&Change> = changes.iter().filter(|c| !allowed(&c.key)).collect();
+        if !refused.is_empty() {
+            let show =
+                |v: &Option<toml::Value>| v.as_ref().map_or("unset".into(), ToString::to_string);
+            let list: Vec<String> = refused
+                .iter()
+                .map(|c| format!("{} was {} and is now {}", c.key, show(&c.from), show(&c.to)))
+                .collect();
+            let named: Vec<String> =
+                refused.iter().map(|c| format!("--allow-change {}", c.key)).collect();
+            return Err(Error::config(format!(
+                "run folder {} is of another configuration: {}; restore it, name another folder \
+                 with --run, or resume with {}",
+                self.path.display(),
+                list.join(", "),
+                named.join(" ")
+            )));
+        }
+        if !changes.is_empty() {
+            self.record(&changes)?;
+            self.write_config(config)?;
+        }
+        Ok(changes)
+    }
+
+    fn record(&self, changes: &[Change]) -> Result<()> {
+        let path = self.changes_path();
+        let mut text = String::new();
+        for change in changes {
+            text += &serde_json::to_string(change)
+                .map_err(|e| Error::bug("writing a change as JSON").from_source(e))?;
+            text.push('\n');
+        }
+        let recording = |e| Error::io(format!("recording changes in {}", path.display()), e);
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(recording)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(recording)
+    }
+
+    /// When the run was started: what its chat template is told the date is.
+    ///
+    /// # Errors
+    /// When the file that keeps it cannot be read or written.
+    pub fn created(&self) -> Result<SystemTime> {
+        let path = self.path.join("created");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let seconds = text.trim().parse().map_err(|e: std::num::ParseIntError| {
+                    Error::corrupt(format!("{} holds no time", path.display())).from_source(e)
+                })?;
+                Ok(UNIX_EPOCH + Duration::from_secs(seconds))
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+                write_whole(&path, format!("{now}\n").as_bytes())?;
+                Ok(UNIX_EPOCH + Duration::from_secs(now))
+            }
+            Err(e) => Err(Error::io(format!("reading {}", path.display()), e)),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The effective configuration.
+    pub fn config_path(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// One JSON object for each key that a resume changed.
+    pub fn changes_path(&self) -> PathBuf {
+        self.path.join("changes.jsonl")
+    }
+
+    pub fn metrics_path(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    pub fn loss_path(&self) -> PathBuf {
+        self.path.join("loss.svg")
+    }
+
+    pub fn trace_path(&self) -> PathBuf {
+        self.path.join("trace.json")
+    }
+
+    /// The recorded block accesses, which `semoe cache replay` reads.
+    pub fn access_path(&self) -> PathBuf {
+        self.path.join("access.trace")
+    }
+
+    pub fn store_path(&self) -> PathBuf {
+        self.path.join("store")
+    }
+
+    /// Token files.
+    pub fn data_path(&self) -> PathBuf {
+        self.path.join("data")
+    }
+
+    /// The tokenizer as the run uses it: `tokenizer.json`, `tokenizer_config.json`.
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.path.join("tokenizer")
+    }
+
+    pub fn export_path(&self) -> PathBuf {
+        self.path.join("export")
+    }
+}
+
+/// A dotted key with its two values.
+type Difference = (String, Option<toml::Value>, Option<toml::Value>);
+
+/// The dotted keys that differ between two configurations, with both values.
+pub fn differences(old: &toml::Table, new: &toml::Table) -> Vec<Difference> {
+    let mut all = Vec::new();
+    compare("", old, new, &mut all);
+    all
+}
+
+fn compare(prefix: &str, old: &toml::Table, new: &toml::Table, out: &mut Vec<Difference>) {
+    let empty = toml::Table::new();
+    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    for key in keys {
+        let dotted = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match (old.get(key), new.get(key)) {
+            (a, b) if a == b => {}
+            (Some(toml::Value::Table(a)), Some(toml::Value::Table(b))) => {
+                compare(&dotted, a, b, out);
+            }
+            (Some(toml::Value::Table(a)), None) => compare(&dotted, a, &empty, out),
+            (None, Some(toml::Value::Table(b))) => compare(&dotted, &empty, b, out),
+            (a, b) => out.push((dotted, a.cloned(), b.cloned())),
+        }
+    }
+}
+
+/// Replaces the file at `path` as a whole: after a crash it is the old one or the new one.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let beside = path.with_file_name(name);
+    let replace = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)?;
+        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir)?.sync_all()
+    };
+    replace().map_err(|e| Error::io(format!("writing {}", path.display()), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> toml::Table {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_folder_belongs_to_one_process_and_one_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs/a");
+        let e = RunFolder::open(&path).unwrap_err();
+        assert!(e.to_string().contains("is no run folder"), "{e}");
+        let folder = RunFolder::create(&path, &config("name = 'a'")).unwrap();
+        let e = RunFolder::open(&path).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Busy);
+        let created = folder.created().unwrap();
+        drop(folder);
+        let e = RunFolder::create(&path, &config("name = 'b'")).unwrap_err();
+        assert!(e.to_string().contains("holds a run already: go on with --resume"), "{e}");
+        let folder = RunFolder::open(&path).unwrap();
+        assert_eq!(folder.config().unwrap(), config("name = 'a'"));
+        assert_eq!(folder.created().unwrap(), created);
+    }
+
+    #[test]
+    fn a_resume_records_what_may_change_and_refuses_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = config("[train]\nsteps = 10\nseq = 128\n[storage]\nhost = '1GiB'\n");
+        let folder = RunFolder::create(dir.path(), &old).unwrap();
+        let allowed = |key: &str| key == "train.steps" || key.starts_with("storage.");
+        let both = config("[train]\nsteps = 20\nseq = 64\n[storage]\nhost = '1GiB'\n");
+        let e = folder.resume(&both, 5, allowed).unwrap_err().to_string();
+        assert!(e.contains("train.seq was 128 and is now 64"), "{e}");
+        assert!(e.contains("--allow-change train.seq") && !e.contains("train.steps"), "{e}");
+        assert_eq!(folder.config().unwrap(), old);
+        assert!(!folder.changes_path().exists());
+
+        let new = config("[train]\nsteps = 20\nseq = 128\n[storage]\nhost = '2GiB'\ndepth = 8\n");
+        let changes = folder.resume(&new, 5, allowed).unwrap();
+        let keys: Vec<&str> = changes.iter().map(|c| c.key.as_str()).collect();
+        assert_eq!(keys, ["storage.depth", "storage.host", "train.steps"]);
+        assert_eq!(folder.config().unwrap(), new);
+        let text = std::fs::read_to_string(folder.changes_path()).unwrap();
+        let first: Change = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!((first.step, first.from, first.to), (5, None, Some(toml::Value::Integer(8))));
+        assert!(folder.resume(&new, 7, |_| false).unwrap().is_empty());
+        assert_eq!(std::fs::read_to_string(folder.changes_path()).unwrap(), text);
+    }
+}
