@@ -8,12 +8,11 @@ mod dates;
 mod spans;
 
 use crate::base::{Error, Result};
-use crate::train::data::document::messages;
+use crate::train::data::document::{field, messages};
 use crate::train::tokenizer::Tokenizer;
-use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::Value as Json;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -87,20 +86,20 @@ impl ChatTemplate {
     /// # Errors
     /// When the template refuses the conversation (`raise_exception`) or fails.
     pub fn render(&self, line: &Value, prompt: bool) -> Result<String> {
-        let text = self.render_marked(line, messages(line), prompt)?;
+        let text = self.render_marked(line, &messages(line), prompt)?;
         Ok(spans::without_marks(&text))
     }
 
     /// The text with what `{% generation %}` blocks enclose between marks.
     fn render_marked(&self, line: &Value, messages: &[Value], prompt: bool) -> Result<String> {
-        let other = |key| Serde(line.get(key).cloned().unwrap_or(Value::Null));
+        let other = |key| field(line, key).unwrap_or(Value::from(()));
         let template = self
             .env
             .get_template(NAME)
             .map_err(|e| Error::bug("the chat template is gone").from_source(e))?;
         template
             .render(context! {
-                messages => Serde(messages.to_vec()),
+                messages => messages.to_vec(),
                 tools => other("tools"),
                 documents => other("documents"),
                 add_generation_prompt => prompt,
@@ -119,7 +118,7 @@ impl ChatTemplate {
     pub fn encode(&self, tokenizer: &Tokenizer, line: &Value) -> Result<Vec<(u32, bool)>> {
         let messages = messages(line);
         let (text, spans) =
-            spans::find(messages, |messages, prompt| self.render_marked(line, messages, prompt))?;
+            spans::find(&messages, |messages, prompt| self.render_marked(line, messages, prompt))?;
         let mut tokens = Vec::new();
         // Spans are in order and apart, and so are the tokens.
         let mut spans = spans.into_iter().peekable();
@@ -132,7 +131,7 @@ impl ChatTemplate {
             tokens.push((id, inside || ends_turn));
             answered = inside;
         }
-        self.close(tokenizer, messages, &mut tokens);
+        self.close(tokenizer, &messages, &mut tokens);
         Ok(tokens)
     }
 
@@ -151,12 +150,12 @@ impl ChatTemplate {
 }
 
 /// `chat_template` is a text, or a list of named ones.
-fn template_text(value: &Value) -> Option<String> {
+fn template_text(value: &Json) -> Option<String> {
     if let Some(text) = value.as_str() {
         return Some(text.to_owned());
     }
     let named = value.as_array()?;
-    let default = named.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+    let default = named.iter().find(|t| t.get("name").and_then(Json::as_str) == Some("default"));
     default.or(named.first())?.get("template")?.as_str().map(str::to_owned)
 }
 
@@ -238,9 +237,9 @@ mod tests {
     }
 
     fn chat(turns: &[(&str, &str)]) -> Value {
-        let messages: Vec<Value> =
+        let messages: Vec<Json> =
             turns.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
-        json!({"messages": messages})
+        serde_json::from_value(json!({"messages": messages})).unwrap()
     }
 
     /// What is trained on, targets in brackets.
@@ -329,10 +328,11 @@ mod tests {
 
     #[test]
     fn templates_have_the_globals_of_transformers() {
-        let line = json!({
-            "messages": [{"role": "user", "content": "a <b> & 'c' é"}],
-            "tools": [{"type": "function", "name": "f", "args": [1, 2.5, null, true]}],
-        });
+        let line = serde_json::from_str(
+            r#"{"messages": [{"role": "user", "content": "a <b> & 'c' é"}],
+                "tools": [{"type": "function", "name": "f", "args": [1, 2.5, null, true]}]}"#,
+        )
+        .unwrap();
         let source = "{{ strftime_now('%d %b %Y') }} {{ tools[0] | tojson }} {{ messages[0].content | tojson }}\
             {% for k, v in tools[0].items() %}{% if loop.index > 1 %}{% break %}{% endif %} {{ k }}={{ v.upper() }}{% endfor %}\
             {% if documents is not none %}no{% endif %}";

@@ -8,7 +8,8 @@
 //!    reasoning of earlier turns, or refuse an unfinished conversation).
 
 use crate::base::{Error, Result};
-use serde_json::Value;
+use crate::train::data::document::field;
+use minijinja::Value;
 use std::ops::Range;
 
 /// Marks for `{% generation %}`: characters of the private use area, which no text has.
@@ -19,7 +20,7 @@ const STAND_IN: &str = "\u{f8f2}answer\u{f8f3}";
 
 /// Whether a message is the assistant's.
 pub fn is_answer(message: &Value) -> bool {
-    message.get("role").and_then(Value::as_str) == Some("assistant")
+    field(message, "role").is_some_and(|role| role.as_str() == Some("assistant"))
 }
 
 /// Writes `{% generation %}` and `{% endgeneration %}`, which Jinja does not know, as
@@ -138,11 +139,23 @@ fn by_difference(
     render: &impl Fn(&[Value], bool) -> Result<String>,
 ) -> Option<Range<usize>> {
     let mut others = messages.to_vec();
-    let content = others[i].get_mut("content")?;
+    let content = field(&others[i], "content")?;
     if content.as_str().is_none_or(|text| text.trim().is_empty()) {
         return None;
     }
-    *content = Value::from(STAND_IN);
+    let fields: Vec<(Value, Value)> = others[i]
+        .try_iter()
+        .ok()?
+        .map(|key| {
+            let value = if key.as_str() == Some("content") {
+                Value::from(STAND_IN)
+            } else {
+                others[i].get_item(&key).unwrap_or_default()
+            };
+            (key, value)
+        })
+        .collect();
+    others[i] = Value::from_pairs(fields);
     let other = render(&others, false).ok()?;
     let start = common_prefix(whole, &other);
     let most = whole.len().min(other.len()) - start;

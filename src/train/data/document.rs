@@ -4,8 +4,10 @@
 
 use super::files::TextFile;
 use crate::base::{Error, Result};
+use minijinja::Value;
+use minijinja::value::ValueKind;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::Value as Json;
 use std::path::Path;
 
 /// How a data file is written.
@@ -37,7 +39,8 @@ pub struct Document {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Body {
     Text(String),
-    /// The line's object: `messages`, and what else the chat template reads (`tools`).
+    /// The line's object: `messages`, and what else the chat template reads (`tools`). It keeps
+    /// the order of its keys, which a template may print.
     Chat(Value),
 }
 
@@ -48,7 +51,9 @@ impl Document {
             Body::Text(text) => text.len(),
             Body::Chat(line) => messages(line)
                 .iter()
-                .map(|m| 16 + m.get("content").and_then(Value::as_str).map_or(256, str::len))
+                .map(|m| {
+                    16 + field(m, "content").and_then(|c| c.as_str().map(str::len)).unwrap_or(256)
+                })
                 .sum(),
         }
     }
@@ -59,7 +64,7 @@ impl Document {
             Body::Text(text) => text.clone(),
             Body::Chat(line) => messages(line)
                 .iter()
-                .filter_map(|m| m.get("content")?.as_str())
+                .filter_map(|m| field(m, "content")?.as_str().map(str::to_owned))
                 .collect::<Vec<_>>()
                 .join("\n"),
         }
@@ -67,8 +72,14 @@ impl Document {
 }
 
 /// The conversation of a chat line; empty when it has none.
-pub fn messages(line: &Value) -> &[Value] {
-    line.get("messages").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+pub fn messages(line: &Value) -> Vec<Value> {
+    let list = field(line, "messages").and_then(|list| Some(list.try_iter().ok()?.collect()));
+    list.unwrap_or_default()
+}
+
+/// What `object` has under `key`, unless that is nothing.
+pub fn field(object: &Value, key: &str) -> Option<Value> {
+    object.get_attr(key).ok().filter(|value| !value.is_undefined() && !value.is_none())
 }
 
 /// The documents of one file, in its order.
@@ -135,18 +146,20 @@ impl Documents {
             if text.trim().is_empty() {
                 continue;
             }
-            let mut object: Value = serde_json::from_str(text).map_err(|e| {
+            let not_json = |e: serde_json::Error| {
                 Error::input(format!("{}:{line} is not a line of JSON", path.display()))
                     .from_source(e)
-            })?;
+            };
             let body = if self.format == Format::Chat {
-                check_chat(&object)
+                let chat: Value = serde_json::from_str(text).map_err(not_json)?;
+                check_chat(&chat)
                     .map_err(|what| Error::input(format!("{}:{line} {what}", path.display())))?;
-                Body::Chat(object)
+                Body::Chat(chat)
             } else {
-                let text = object.get_mut(&self.text_key).map(Value::take);
+                let mut object: Json = serde_json::from_str(text).map_err(not_json)?;
+                let text = object.get_mut(&self.text_key).map(Json::take);
                 match text {
-                    Some(Value::String(text)) => Body::Text(text),
+                    Some(Json::String(text)) => Body::Text(text),
                     Some(_) => {
                         return Err(Error::input(format!(
                             "{}:{line} has no text under the key \"{}\" but another type",
@@ -174,10 +187,10 @@ fn detect(path: &Path, text_key: &str) -> Result<Format> {
             let name = name.to_string_lossy();
             name.trim_end_matches(".zst").ends_with(".jsonl")
         });
-        return match serde_json::from_str::<Value>(text) {
-            Ok(Value::Object(object)) if object.contains_key("messages") => Ok(Format::Chat),
-            Ok(Value::Object(object)) if object.contains_key(text_key) => Ok(Format::Jsonl),
-            Ok(object @ Value::Object(_)) => Err(missing_key(path, line, &object, text_key)),
+        return match serde_json::from_str::<Json>(text) {
+            Ok(Json::Object(object)) if object.contains_key("messages") => Ok(Format::Chat),
+            Ok(Json::Object(object)) if object.contains_key(text_key) => Ok(Format::Jsonl),
+            Ok(object @ Json::Object(_)) => Err(missing_key(path, line, &object, text_key)),
             // A torn first line is better said than trained on.
             _ if named_jsonl => Ok(Format::Jsonl),
             _ => Ok(Format::Text),
@@ -186,7 +199,7 @@ fn detect(path: &Path, text_key: &str) -> Result<Format> {
     Ok(Format::Text)
 }
 
-fn missing_key(path: &Path, line: u64, object: &Value, text_key: &str) -> Error {
+fn missing_key(path: &Path, line: u64, object: &Json, text_key: &str) -> Error {
     let keys: Vec<&str> =
         object.as_object().map_or(Vec::new(), |o| o.keys().map(String::as_str).collect());
     Error::input(format!(
@@ -198,17 +211,18 @@ fn missing_key(path: &Path, line: u64, object: &Value, text_key: &str) -> Error 
 }
 
 fn check_chat(line: &Value) -> std::result::Result<(), String> {
-    let Some(list) = line.get("messages").and_then(Value::as_array) else {
+    if field(line, "messages").is_none_or(|list| list.kind() != ValueKind::Seq) {
         return Err("has no list \"messages\"".to_owned());
-    };
+    }
+    let list = messages(line);
     if list.is_empty() {
         return Err("has no message in \"messages\"".to_owned());
     }
     for (i, message) in list.iter().enumerate() {
-        if message.get("role").and_then(Value::as_str).is_none() {
+        if field(message, "role").is_none_or(|role| role.kind() != ValueKind::String) {
             return Err(format!("has a message {i} without a \"role\""));
         }
-        if message.get("content").is_none() && message.get("tool_calls").is_none() {
+        if field(message, "content").is_none() && field(message, "tool_calls").is_none() {
             return Err(format!("has a message {i} without a \"content\""));
         }
     }

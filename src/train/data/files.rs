@@ -130,8 +130,8 @@ impl TextFile {
                 Err(_) => return Err(not_utf8(&self.path, self.line + 1)),
             };
             piece.push_str(text);
+            let whole_line = text.ends_with('\n');
             self.buffer.drain(..cut);
-            let whole_line = piece.ends_with('\n');
             self.line += u64::from(whole_line);
             if piece.len() >= 2 * PIECE || (piece.len() >= PIECE && whole_line) {
                 break;
