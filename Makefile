@@ -1,0 +1,52 @@
+# The project's commands. `make demo` and `make test` need nothing but cargo and python3.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap demo test verify fmt-check clippy check-tests doc audit fix bench bench-peers soak
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+bootstrap: ## Fetch libtorch, install missing packages (idempotent)
+	@scripts/bootstrap.sh
+
+demo: bootstrap ## Train on the King James Bible with experts on SSD, export, sample
+	cargo build --release --bin semoe
+	target/release/semoe train configs/demo.toml
+	target/release/semoe export runs/demo
+	target/release/semoe sample runs/demo --prompt "In the beginning" --tokens 120
+
+test: bootstrap verify ## Set everything up and pass every test
+
+verify: bootstrap fmt-check clippy check-tests doc audit ## Check everything; changes no file of the project
+
+fmt-check:
+	cargo fmt --check
+
+clippy:
+	cargo clippy --locked --all-targets -- -D warnings
+
+check-tests:
+	cargo test --locked
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+audit:
+	@scripts/audit.sh
+
+fix: bootstrap ## Format, and renew what is generated: schema, reference
+	cargo fmt
+	cargo run --quiet --bin semoe -- config schema > configs/schema.json.new
+	mv configs/schema.json.new configs/schema.json
+	cargo run --quiet --bin semoe -- config reference > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+bench: bootstrap ## Run the benchmarks and print their ratios
+	cargo bench --locked
+
+bench-peers: bootstrap ## Compare with transformers and DeepSpeed; writes docs/benchmarks.md
+	scripts/bench_peers.sh
+
+soak: bootstrap ## The long form of the crash tests: 200 kills
+	SEMOE_KILLS=200 cargo test --locked --release --test resume_after_kill -- --nocapture
