@@ -27,7 +27,7 @@ clippy:
 	cargo clippy --locked --all-targets -- -D warnings
 
 check-tests:
-	cargo test --locked
+	INSTA_UPDATE=no cargo test --locked
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

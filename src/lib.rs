@@ -10,6 +10,10 @@
 //! config cli                    the TOML file, the commands
 //! ```
 
+// Library code returns errors. Tests may unwrap what they expect (clippy.toml); benches, examples
+// and the build script are crates of their own, so these stand here and not in Cargo.toml.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::todo)]
+
 pub mod actors;
 pub mod base;
 pub mod cli;
