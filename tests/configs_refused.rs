@@ -79,7 +79,8 @@ fn the_command_shows_and_refuses() {
     assert_eq!((status, out.as_str()), (Some(2), ""));
     insta::assert_snapshot!("unknown_key_on_the_command_line", error);
 
-    let (status, _, error) = semoe(&["config", "show", "configs/tiny.toml", "--set", "train.sed=1"]);
+    let (status, _, error) =
+        semoe(&["config", "show", "configs/tiny.toml", "--set", "train.sed=1"]);
     assert_eq!(status, Some(2));
     insta::assert_snapshot!("unknown_set", error);
 

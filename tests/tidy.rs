@@ -18,10 +18,7 @@ const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("trace", &["base", "graph"]),
     ("actors", &["base", "storage", "model", "comm", "graph", "trace", "config"]),
     ("train", &["base", "storage", "model", "comm", "graph", "trace", "config", "actors"]),
-    (
-        "cli",
-        &["base", "storage", "model", "comm", "graph", "trace", "config", "actors", "train"],
-    ),
+    ("cli", &["base", "storage", "model", "comm", "graph", "trace", "config", "actors", "train"]),
 ];
 
 /// A file longer than this is two concepts.
@@ -162,8 +159,9 @@ fn nothing_is_unfinished_by_its_own_word() {
 #[test]
 fn layers_are_found_in_every_form_of_import() {
     assert_eq!(layers_named("use crate::model::Gate;"), ["model"]);
-    assert_eq!(layers_named("use crate::{base::{Error, Result}, model, comm as c};"), [
-        "base", "model", "comm"
-    ]);
+    assert_eq!(
+        layers_named("use crate::{base::{Error, Result}, model, comm as c};"),
+        ["base", "model", "comm"]
+    );
     assert_eq!(layers_named("crate::graph"), ["graph"]);
 }

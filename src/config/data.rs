@@ -14,7 +14,7 @@ pub struct Data {
     /// How text becomes token ids.
     #[schemars(extend("x-default" = "with model.from the folder's tokenizer.json; else required"))]
     pub tokenizer: Tokenizer,
-    /// Fraction of the documents that is held out for `semoe eval` and `train.eval_every`.
+    /// Fraction of the sequences that is held out for `semoe eval` and `train.eval_every`.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub validation: f64,
     /// Whether sequences are drawn in a seeded random order.
@@ -68,7 +68,7 @@ impl Default for FileSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
-    /// By name: `.jsonl` is JSON lines (chat where a line has `messages`), all else text.
+    /// By the first line: an object with `messages` is chat, another object JSON lines, else text.
     #[default]
     Auto,
     /// Plain text.
@@ -83,13 +83,13 @@ pub enum FileFormat {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Tokenizer {
-    /// One token a byte.
+    /// One token a byte, and begin, end and padding: 259 in all.
     Bytes {},
     /// A byte-pair encoding trained on the data.
     Bpe {
         /// Number of tokens, special ones included.
         #[serde(default = "bpe_vocab")]
-        #[schemars(range(min = 260))]
+        #[schemars(range(min = 259))]
         vocab: usize,
     },
     /// An existing tokenizer.json.

@@ -229,7 +229,7 @@ fn gate_and_shape(config: &Config, shape: &Shape) -> Check {
 
 fn vocabulary(config: &Config, shape: &Shape) -> Check {
     let tokens = match &config.data.tokenizer {
-        Tokenizer::Bytes {} => 256,
+        Tokenizer::Bytes {} => 259, // the bytes, and begin, end and padding
         Tokenizer::Bpe { vocab } => *vocab,
         Tokenizer::File { .. } => return Ok(()),
     };
