@@ -160,7 +160,6 @@ impl Hierarchy {
             Event::Written { block } => self.written(block, moves)?,
             Event::Failed { block } => self.failed(block, moves)?,
             Event::Flush => self.flush(),
-            Event::StepEnd => self.step_ended(),
         }
         self.reserve_queued(moves);
         self.write_flushed(moves);

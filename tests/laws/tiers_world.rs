@@ -429,10 +429,9 @@ impl World {
         let part = PARTS[self.rng.below(3)];
         let block = BlockId::new(0, self.rng.below(self.setup.blocks), part);
         let at = self.time + self.rng.draw() % 30;
-        match self.rng.below(8) {
-            0 => self.on(Event::StepEnd),
-            1 => self.on(Event::Plan { block, next_use: at }),
-            2 => {
+        match self.rng.below(7) {
+            0 => self.on(Event::Plan { block, next_use: at }),
+            1 => {
                 let waiting = self.tickets.iter().find(|(_, t)| t.slots.is_none());
                 if let Some(ticket) = waiting.map(|(id, _)| *id) {
                     self.tickets.remove(&ticket);

@@ -22,7 +22,6 @@ impl Hierarchy {
         let mut parts = 0;
         for (index, access, next_use) in &joined {
             parts |= bit(self.table[*index].part());
-            self.note_use(*index, *access, moves);
             if let Some(recorder) = &mut self.recorder {
                 recorder.access(ticket, self.table[*index].block, *access, *next_use);
             }
@@ -30,7 +29,9 @@ impl Hierarchy {
             entry.next_use = *next_use;
             entry.wanters.push(key);
             self.drop_prefetch(*index);
+            // Out of the policy's order first: a rank that changes there costs more.
             self.refile(*index);
+            self.note_use(*index, *access, moves);
         }
         let wants = joined.into_iter().map(|(index, access, _)| (index, access)).collect();
         self.tickets.insert(ticket, Ticket { key, phase: Phase::Queued, wants });
@@ -164,17 +165,11 @@ impl Hierarchy {
 
     pub(super) fn plan(&mut self, block: BlockId, next_use: u64) {
         let index = self.table.intern(block);
+        self.drop_prefetch(index);
         self.table[index].next_use = next_use;
         if self.table[index].standing == Standing::Offered {
             self.file(index, Standing::Held);
             self.file(index, Standing::Offered);
-        }
-    }
-
-    pub(super) fn step_ended(&mut self) {
-        self.classes.iter_mut().flatten().for_each(|class| class.policy.step_ended());
-        if let Some(recorder) = &mut self.recorder {
-            recorder.step_ended();
         }
     }
 }

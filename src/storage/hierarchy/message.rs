@@ -72,7 +72,9 @@ pub enum Event {
     Release { ticket: u64, outcomes: Vec<(BlockId, Outcome)> },
     /// `block` will probably be needed at virtual time `use_at`.
     Prefetch { block: BlockId, use_at: u64 },
-    /// The planner knows better when `block` is used next.
+    /// The planner knows better when `block` is used next. Withdraws a prefetch that still waits
+    /// for a slot. To be sent for a block that was prefetched and turned out not to be needed:
+    /// else it keeps the rank of one that is needed at once.
     Plan { block: BlockId, next_use: u64 },
     /// A [`Move::Load`] has ended.
     Loaded { block: BlockId },
@@ -82,8 +84,6 @@ pub enum Event {
     Failed { block: BlockId },
     /// Write back every durable block that is dirty now (for a commit).
     Flush,
-    /// A training or decode step has ended: the unit in which policies forget.
-    StepEnd,
 }
 
 /// Why tickets cannot be served.

@@ -18,7 +18,7 @@ const HEAVY: f64 = 1e150;
 pub(super) struct Counts {
     beta: f64,
     every: u64,
-    steps: u64,
+    accesses: u64,
     weight: f64,
     now: u64,
     blocks: BlockMap<Count>,
@@ -30,6 +30,7 @@ pub(super) struct Counts {
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
     score: f64,
+    /// When it was offered; 0 while it is not.
     offered_at: u64,
     next_use: u64,
 }
@@ -39,7 +40,7 @@ impl Counts {
         Self {
             beta,
             every: every.max(1),
-            steps: 0,
+            accesses: 0,
             weight: 1.0,
             now: 0,
             blocks: BlockMap::default(),
@@ -48,13 +49,17 @@ impl Counts {
     }
 
     pub fn add(&mut self, block: BlockId) {
+        self.accesses += 1;
+        if self.accesses.is_multiple_of(self.every) {
+            self.decay();
+        }
         let weight = self.weight;
         let count = self.blocks.entry(block).or_default();
         let before = (count.score.to_bits(), count.offered_at, block);
         count.score += weight;
-        let after = (count.score.to_bits(), count.offered_at, block);
-        if self.order.remove(&before) {
-            self.order.insert(after);
+        if count.offered_at != 0 {
+            self.order.remove(&before);
+            self.order.insert((count.score.to_bits(), count.offered_at, block));
         }
     }
 
@@ -67,8 +72,9 @@ impl Counts {
     }
 
     pub fn withdraw(&mut self, block: BlockId) {
-        if let Some(count) = self.blocks.get(&block) {
-            self.order.remove(&(count.score.to_bits(), count.offered_at, block));
+        if let Some(count) = self.blocks.get_mut(&block) {
+            let offered_at = std::mem::take(&mut count.offered_at);
+            self.order.remove(&(count.score.to_bits(), offered_at, block));
         }
     }
 
@@ -87,11 +93,7 @@ impl Counts {
         candidates.take(SEARCH).find(is_later)
     }
 
-    pub fn step_ended(&mut self) {
-        self.steps += 1;
-        if !self.steps.is_multiple_of(self.every) {
-            return;
-        }
+    fn decay(&mut self) {
         self.weight /= self.beta;
         if self.weight > HEAVY {
             self.scale_down();
@@ -121,7 +123,7 @@ pub struct Lfu {
 }
 
 impl Lfu {
-    /// Counts are multiplied by `beta` (0 < beta <= 1) every `every` steps.
+    /// Counts are multiplied by `beta` (0 < beta <= 1) every `every` accesses.
     pub fn new(beta: f64, every: u64) -> Self {
         Self { counts: Counts::new(beta, every) }
     }
@@ -147,10 +149,6 @@ impl Policy for Lfu {
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
         self.counts.least(0.0, later_than)
     }
-
-    fn step_ended(&mut self) {
-        self.counts.step_ended();
-    }
 }
 
 #[cfg(test)]
@@ -160,7 +158,7 @@ mod tests {
 
     #[test]
     fn the_least_used_leaves_first_and_old_uses_fade() {
-        let mut policy = Lfu::new(0.5, 1);
+        let mut policy = Lfu::new(0.5, 5);
         for _ in 0..3 {
             policy.accessed(block(0));
         }
@@ -168,26 +166,25 @@ mod tests {
         policy.accessed(block(1));
         policy.offer(block(1), 0);
         assert_eq!(policy.victim(None), Some(block(1)));
-        // Three uses long ago weigh less than two now: 3/4 against 1/4 + 1 after two steps.
-        policy.step_ended();
-        policy.step_ended();
+        // The fifth use comes after a decay: 3/2 against 1/2 + 1, and the older offer leaves.
         policy.accessed(block(1));
         assert_eq!(policy.victim(None), Some(block(0)));
     }
 
     #[test]
     fn scaling_down_keeps_the_order() {
-        let mut policy = Lfu::new(1e-10, 1);
+        let mut policy = Lfu::new(1e-10, 100);
         for expert in 0..5 {
             for _ in 0..=expert {
                 policy.accessed(block(expert));
             }
             policy.offer(block(expert), 0);
         }
-        // The weight passes the limit at the sixteenth step; scores stay in order.
-        for _ in 0..16 {
-            policy.step_ended();
+        // The weight passes the limit at the sixteenth decay; scores stay in order.
+        for _ in 0..1600 {
+            policy.accessed(block(9));
         }
+        assert_eq!(policy.counts.weight, 1.0);
         for expert in 0..5 {
             assert_eq!(policy.victim(None), Some(block(expert)));
             policy.withdraw(block(expert));

@@ -1,8 +1,8 @@
 //! Which block leaves when room is needed.
 //!
 //! ```text
-//! hierarchy ── accessed, offer, withdraw, evicted, step_ended ──▶ policy
-//!           ◀── victim ───────────────────────────────────────────
+//! hierarchy ── accessed, offer, withdraw, evicted ──▶ policy
+//!           ◀── victim ───────────────────────────────
 //! ```
 //!
 //! A policy only ranks: the hierarchy offers it the blocks that may leave, and asks for the one
@@ -47,9 +47,6 @@ pub trait Policy: Send {
     /// The block that should leave; it stays on offer until it is withdrawn. With `later_than`
     /// only a block whose next use is later qualifies; a policy may give up after a short search.
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId>;
-
-    /// A training or decode step has ended.
-    fn step_ended(&mut self) {}
 }
 
 /// How many candidates a policy looks at for one that is needed later than a speculative load.
@@ -109,13 +106,13 @@ pub struct PolicyConfig {
     pub threshold: f64,
     /// `se-moe` and `lfu`: hits are multiplied by this, in (0, 1] ...
     pub beta: f64,
-    /// ... every so many steps.
+    /// ... every so many accesses to blocks of the part.
     pub every: u64,
 }
 
 impl Default for PolicyConfig {
     fn default() -> Self {
-        Self { kind: PolicyKind::Planned, threshold: 2.0, beta: 0.5, every: 16 }
+        Self { kind: PolicyKind::Planned, threshold: 2.0, beta: 0.5, every: 64 }
     }
 }
 
@@ -137,7 +134,7 @@ impl PolicyConfig {
                 .with("threshold", self.threshold));
         }
         if self.every == 0 {
-            return Err(Error::config("the policy's every must be at least 1 step"));
+            return Err(Error::config("the policy's every must be at least 1 access"));
         }
         Ok(())
     }
@@ -197,7 +194,6 @@ mod tests {
                 policy.withdraw(victim);
                 policy.evicted(victim);
                 left.push(victim);
-                policy.step_ended();
             }
             left.sort_unstable();
             let expected: Vec<_> = (0..20).filter(|e| *e != 3).map(block).collect();

@@ -2,7 +2,7 @@
 //!
 //! A hit table counts the uses of each cached block. A full cache evicts the block with the fewest
 //! hits among those with at least `threshold`, for a block under it has not had its chance yet.
-//! Every K steps all hits are multiplied by beta. The paper does not say what leaves when no block
+//! Every K accesses all hits are multiplied by beta. The paper does not say what leaves when no block
 //! reaches the threshold: here the least-hit one does, so that room can always be made.
 
 use super::Policy;
@@ -17,7 +17,7 @@ pub struct SeMoe {
 }
 
 impl SeMoe {
-    /// Hits are multiplied by `beta` (0 < beta <= 1) every `every` steps.
+    /// Hits are multiplied by `beta` (0 < beta <= 1) every `every` accesses.
     pub fn new(threshold: f64, beta: f64, every: u64) -> Self {
         Self { threshold, counts: Counts::new(beta, every) }
     }
@@ -49,10 +49,6 @@ impl Policy for SeMoe {
         let ripe = self.counts.least(self.threshold, later_than);
         ripe.or_else(|| self.counts.least(0.0, later_than))
     }
-
-    fn step_ended(&mut self) {
-        self.counts.step_ended();
-    }
 }
 
 #[cfg(test)]
@@ -61,7 +57,7 @@ mod tests {
     use super::*;
 
     fn with_hits(hits: &[usize]) -> SeMoe {
-        let mut policy = SeMoe::new(2.0, 0.5, 1);
+        let mut policy = SeMoe::new(2.0, 0.5, 10);
         for (expert, hits) in hits.iter().enumerate() {
             for _ in 0..*hits {
                 policy.accessed(block(expert));
@@ -86,8 +82,9 @@ mod tests {
     #[test]
     fn decay_moves_blocks_under_the_threshold() {
         let mut policy = with_hits(&[5, 1, 3]);
-        policy.step_ended();
-        // 2.5, 0.5, 1.5: only the first still reaches the threshold.
+        policy.accessed(block(9));
+        // The tenth access: 2.5, 0.5 and 1.5 hits are left, and only
+        // the first block still reaches the threshold.
         assert_eq!(policy.victim(None), Some(block(0)));
     }
 

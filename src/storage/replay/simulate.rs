@@ -139,7 +139,7 @@ fn next_reads(trace: &Trace) -> Vec<u64> {
             Record::Discard { block } => {
                 next.insert(*block, u64::MAX);
             }
-            Record::Dirty { .. } | Record::Flush | Record::StepEnd => {}
+            Record::Dirty { .. } | Record::Flush => {}
         }
     }
     future
@@ -190,7 +190,6 @@ impl Cache {
                 Record::Discard { block } if block.part == self.class.part => self.discard(block),
                 Record::Dirty { .. } | Record::Discard { .. } => {}
                 Record::Flush => self.flush(),
-                Record::StepEnd => self.policy.step_ended(),
             }
         }
         Ok(())
@@ -292,7 +291,6 @@ mod tests {
                 ticket: at as u64,
                 next_use,
             });
-            records.push(Record::StepEnd);
         }
         Trace { classes: vec![class], records }
     }

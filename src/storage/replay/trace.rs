@@ -14,7 +14,6 @@ const CREATE: u8 = 2;
 const DIRTY: u8 = 3;
 const DISCARD: u8 = 4;
 const FLUSH: u8 = 5;
-const STEP: u8 = 6;
 const HEADER: u8 = 7;
 const SAME_TICKET: u8 = 1 << 6;
 const NEVER: u8 = 1 << 7;
@@ -33,8 +32,6 @@ pub enum Record {
     Discard { block: BlockId },
     /// Every dirty durable block was written.
     Flush,
-    /// A step ended.
-    StepEnd,
 }
 
 /// Numbers to which the next differences refer.
@@ -105,10 +102,6 @@ impl Recorder {
 
     pub fn flush(&mut self) {
         self.bytes.push(FLUSH);
-    }
-
-    pub fn step_ended(&mut self) {
-        self.bytes.push(STEP);
     }
 
     fn block(&mut self, tag: u8, block: BlockId) {
@@ -193,8 +186,7 @@ impl Reader<'_> {
         let record = match kind {
             HEADER => return self.header(trace),
             FLUSH => Record::Flush,
-            STEP => Record::StepEnd,
-            _ => {
+            READ..=DISCARD => {
                 let Some(part) = Part::ALL.get(usize::from(tag >> 3 & 7)).copied() else {
                     return Some(Err("the cache trace names an unknown part"));
                 };
@@ -204,6 +196,7 @@ impl Reader<'_> {
                 };
                 self.of_block(tag, BlockId { layer, expert, part })?
             }
+            _ => return Some(Err("the cache trace has an unknown record")),
         };
         trace.records.push(record);
         Some(Ok(()))
@@ -283,7 +276,6 @@ mod tests {
             Record::Dirty { block } => recorder.outcome(block, Access::Update, Outcome::Dirty),
             Record::Discard { block } => recorder.outcome(block, Access::Read, Outcome::Discard),
             Record::Flush => recorder.flush(),
-            Record::StepEnd => recorder.step_ended(),
         }
     }
 
@@ -304,7 +296,6 @@ mod tests {
             block.clone().prop_map(|block| Record::Dirty { block }),
             block.prop_map(|block| Record::Discard { block }),
             Just(Record::Flush),
-            Just(Record::StepEnd),
         ]
     }
 
