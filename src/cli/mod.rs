@@ -5,6 +5,7 @@
 
 mod config;
 mod output;
+mod train;
 
 use crate::base::Result;
 use crate::config::Config;
@@ -21,6 +22,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Train a model, or go on with a run.
+    Train(train::TrainArgs),
     /// Show a configuration with every default, its JSON schema, or the reference of all keys.
     Config(config::ConfigArgs),
 }
@@ -32,6 +35,7 @@ impl Cli {
     /// Whatever stopped it; [`crate::base::Error::exit_status`] gives the status to exit with.
     pub fn run(self) -> Result<()> {
         match self.command {
+            Command::Train(args) => args.run(),
             Command::Config(args) => args.run(),
         }
     }

@@ -55,6 +55,7 @@ mod engine;
 mod lane;
 mod live;
 mod node;
+pub mod planner;
 mod protocol;
 #[cfg(test)]
 mod tests;

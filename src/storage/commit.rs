@@ -156,6 +156,12 @@ pub(super) fn keep(medium: &dyn Medium, name: &str, record: &CommitRecord) -> Re
     barrier(medium, Barrier::Keep)
 }
 
+/// Makes an older commit the last one again, durably.
+pub(super) fn roll_back(medium: &dyn Medium, record: &CommitRecord) -> Result<()> {
+    medium.insert(COMMIT_KEY, &record.bytes())?;
+    barrier(medium, Barrier::Commit)
+}
+
 /// Takes a name away, durably.
 pub(super) fn unkeep(medium: &dyn Medium, name: &str) -> Result<()> {
     medium.remove(&keep_key(name))?;

@@ -488,6 +488,19 @@ impl Store {
         self.table().kept.iter().map(|(name, step)| (name.clone(), *step)).collect()
     }
 
+    /// Makes a named checkpoint the last commit again. What is newer is discarded when the store
+    /// is opened the next time; until then nothing may be written.
+    ///
+    /// # Errors
+    /// `Config` if there is none of that name.
+    pub fn roll_back(&self, name: &str) -> Result<()> {
+        let _exclusive = self.exclusive();
+        let step = self.kept_step(name)?;
+        let meta = self.medium.get(&meta_key(step))?.unwrap_or_default();
+        let record = summary(&self.table(), step, &meta);
+        commit::roll_back(self.medium.as_ref(), &record)
+    }
+
     /// Takes a checkpoint's name away and frees what only it held.
     ///
     /// # Errors

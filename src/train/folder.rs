@@ -66,6 +66,12 @@ impl RunFolder {
         Self::lock(path)
     }
 
+    /// Takes back a new folder whose run could not begin.
+    pub fn discard(self) {
+        // What cannot be removed is refused, with its name, at the next try.
+        drop(std::fs::remove_dir_all(&self.path));
+    }
+
     fn lock(path: &Path) -> Result<Self> {
         let file = path.join("lock");
         let locking = |e| Error::io(format!("locking {}", file.display()), e);

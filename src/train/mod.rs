@@ -1,10 +1,22 @@
 //! Training: the data, the planner of a step, and the trainer that wires them to actors.
 
+pub mod agreement;
+pub mod blocks;
 pub mod chat;
 pub mod curve;
 pub mod data;
+pub mod feed;
 pub mod folder;
+pub mod launch;
 pub mod metrics;
+pub mod model_of;
+pub mod pipeline;
+pub mod placement;
+pub mod prepare;
 pub mod progress;
 pub mod schedule;
+pub mod script;
+pub mod stage;
+pub mod summary;
 pub mod tokenizer;
+pub mod trainer;

@@ -76,6 +76,24 @@ impl TrainProgress {
         }
     }
 
+    /// Shows how far a piece of preparation has come; `total` 0 is unknown.
+    pub fn note(&mut self, doing: &str, done: u64, total: u64) {
+        match self.show {
+            Show::Bar => {
+                self.bar.set_length(total.max(done));
+                self.bar.set_position(done);
+                self.bar.set_message(doing.to_owned());
+            }
+            Show::Lines(every) => {
+                if self.last_line.is_none_or(|at| at.elapsed() >= every) {
+                    self.last_line = Some(Instant::now());
+                    eprintln!("{doing}: {done}{}", if total > 0 { format!(" of {total}") } else { String::new() });
+                }
+            }
+            Show::Quiet => {}
+        }
+    }
+
     /// Says something without tearing the bar.
     pub fn say(&self, text: &str) {
         match self.show {

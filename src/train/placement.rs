@@ -1,0 +1,231 @@
+//! Where everything of a run will be: slots in memory, blocks on SSD, and the ledger of both.
+//!
+//! A budget is divided by what a byte saves a step. A weights block is read twice a step and
+//! written once, so a byte of it saves three; a state block is read and written once, so a byte
+//! saves two, and so does a gradient that waits for the global norm. Hence weights first, then
+//! states, then gradients. Gradients that are consumed at once need a few slots only.
+
+use crate::base::ledger::Ledger;
+use crate::base::units::{Bytes, round_up};
+use crate::base::{Error, ErrorKind, Part, Result};
+use crate::model::config::ModelConfig;
+use crate::model::expert::{ExpertShape, Kept};
+use crate::model::params::DenseParams;
+use crate::storage::hierarchy::SlotClass;
+use crate::storage::store::{ClassSpec, StoreSpec};
+use serde::Serialize;
+
+/// Slots are multiples of it.
+const PAGE: u64 = 4096;
+
+/// What placement depends on.
+#[derive(Debug, Clone)]
+pub struct Load {
+    pub config: ModelConfig,
+    pub shape: ExpertShape,
+    /// Bytes for slots over all ranks.
+    pub host: u64,
+    pub ranks: usize,
+    /// Sequences and tokens of a step over all ranks.
+    pub batch: usize,
+    pub micro_batches: usize,
+    pub seq: usize,
+    pub clipped: bool,
+    pub keep_dense: bool,
+    pub keep_experts: bool,
+    /// Named checkpoints to reserve disk for.
+    pub checkpoints: u32,
+    pub index_cache: u64,
+    pub threads: usize,
+}
+
+/// Slots of one rank, by part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Slots {
+    pub weights: u32,
+    pub states: u32,
+    pub grads: u32,
+}
+
+/// Where everything of a run will be.
+#[derive(Debug, Clone, Serialize)]
+pub struct Placement {
+    /// Blocks of each part a rank: its experts.
+    pub blocks: u32,
+    pub weights_bytes: u64,
+    pub state_bytes: u64,
+    pub grad_bytes: u64,
+    pub slots: Slots,
+    /// Expert weights, masters, moments and gradients of all ranks.
+    pub states_total: u64,
+    pub clipped: bool,
+}
+
+impl Placement {
+    /// Divides the budget.
+    ///
+    /// # Errors
+    /// Budget, with the smallest figure that works.
+    pub fn new(load: &Load) -> Result<Self> {
+        let blocks = (load.config.layers * load.config.experts / load.ranks) as u64;
+        let weights = round_up(load.shape.weights_bytes(), PAGE);
+        let state = round_up(load.shape.state_bytes(), PAGE);
+        let grad = round_up(load.shape.grad_bytes(), PAGE);
+        let minimum = (weights + state + grad) * load.ranks as u64;
+        if load.host < minimum {
+            return Err(Error::new(
+                ErrorKind::Budget,
+                format!(
+                    "storage.host = {} cannot hold one expert's weights, state and gradient on \
+                     each rank: set it to {} or more",
+                    Bytes(load.host),
+                    Bytes(minimum)
+                ),
+            ));
+        }
+        let mut left = load.host / load.ranks as u64;
+        let mut slots = [1u64; 3];
+        left -= weights + state + grad;
+        let sizes = [weights, state, grad];
+        // A little of each first, so that loads, computation and updates overlap at all.
+        for floor in 2..=4u64.min(blocks) {
+            for part in [2, 0, 1] {
+                if left >= sizes[part] && slots[part] < floor {
+                    slots[part] += 1;
+                    left -= sizes[part];
+                }
+            }
+        }
+        let grads = if load.clipped { blocks } else { blocks.min(8) };
+        for (part, most) in [(0, blocks), (1, blocks), (2, grads)] {
+            let more = (left / sizes[part]).min(most.saturating_sub(slots[part]));
+            slots[part] += more;
+            left -= more * sizes[part];
+        }
+        let [w, s, g] = slots.map(|n| n as u32);
+        Ok(Self {
+            blocks: blocks as u32,
+            weights_bytes: weights,
+            state_bytes: state,
+            grad_bytes: grad,
+            slots: Slots { weights: w, states: s, grads: g },
+            states_total: (weights + state + grad) * blocks * load.ranks as u64,
+            clipped: load.clipped,
+        })
+    }
+
+    /// The slot classes of one rank.
+    pub fn classes(&self) -> Vec<SlotClass> {
+        let class = |part, slot_bytes, slots| SlotClass { part, slot_bytes, slots };
+        vec![
+            class(Part::Weights, self.weights_bytes, self.slots.weights),
+            class(Part::State, self.state_bytes, self.slots.states),
+            class(Part::Grad, self.grad_bytes, self.slots.grads),
+        ]
+    }
+
+    /// Bytes of one rank's slots.
+    pub fn slot_bytes(&self) -> u64 {
+        self.classes().iter().map(|c| c.slot_bytes * u64::from(c.slots)).sum()
+    }
+
+    /// What one rank's store must hold.
+    pub fn store(&self, load: &Load, identity: serde_json::Value) -> StoreSpec {
+        let blocks = u64::from(self.blocks);
+        let dense = round_up(DenseParams::state_bytes_of(&load.config), PAGE);
+        let class = |part, block_bytes, blocks| ClassSpec { part, block_bytes, blocks };
+        let mut classes = vec![
+            class(Part::Weights, self.weights_bytes, blocks),
+            class(Part::State, self.state_bytes, blocks),
+            class(Part::Dense, dense, 1),
+        ];
+        let spilled = blocks - u64::from(self.slots.grads).min(blocks);
+        if self.clipped && spilled > 0 {
+            classes.push(class(Part::Grad, self.grad_bytes, blocks));
+        }
+        // Several ranks keep the commit that they have in common.
+        let keep = load.checkpoints + u32::from(load.ranks > 1);
+        StoreSpec { classes, keep, identity }
+    }
+
+    /// Bytes read and written a step by one rank when every expert is used, in steady state.
+    pub fn traffic(&self) -> (u64, u64) {
+        let blocks = u64::from(self.blocks);
+        let missing = |slots: u32| blocks - u64::from(slots).min(blocks);
+        let (w, s) = (missing(self.slots.weights), missing(self.slots.states));
+        let g = if self.clipped { missing(self.slots.grads) } else { 0 };
+        let read = 2 * w * self.weights_bytes + s * self.state_bytes + g * self.grad_bytes;
+        let written = w * self.weights_bytes + s * self.state_bytes + g * self.grad_bytes;
+        (read, written)
+    }
+}
+
+/// The memory of a whole run. `base` is what the process holds before anything of the run.
+pub fn ledger(load: &Load, placement: &Placement, base: u64) -> Ledger {
+    let config = &load.config;
+    let ranks = load.ranks as u64;
+    let c = load.shape.precision.bytes() as u64;
+    let (h, e, k) = (config.hidden as u64, config.experts as u64, config.top_k as u64);
+    let f = config.expert_width as u64;
+    let tokens = (load.batch * load.seq) as u64;
+    let mut ledger = Ledger::default();
+    ledger.add("program and libtorch", base, "held before the run begins");
+    let dense = DenseParams::bytes(config, load.shape.precision) * ranks;
+    ledger.add("dense parameters", dense, "masters, moments, gradient, compute copies");
+    let snapshot = 2 * round_up(DenseParams::state_bytes_of(config), PAGE) * ranks;
+    ledger.add("dense snapshot", snapshot, "of a commit, while it is written");
+    let s = placement.slots;
+    let note = |n: u32| format!("{n} of {} blocks on each rank", placement.blocks);
+    ledger.add("slots: weights", u64::from(s.weights) * placement.weights_bytes * ranks, note(s.weights));
+    ledger.add("slots: states", u64::from(s.states) * placement.state_bytes * ranks, note(s.states));
+    ledger.add("slots: gradients", u64::from(s.grads) * placement.grad_bytes * ranks, note(s.grads));
+
+    let layers = config.layers as u64;
+    let mut kept = 4 * h + c * h + 4 * e + k * (8 * 4 + 4 * 3);
+    if load.keep_experts {
+        kept += Kept::bytes(&load.shape, 1) * k;
+    }
+    if load.keep_dense {
+        kept += dense_tape(config, c, load.seq as u64);
+    }
+    ledger.add("activations", kept * tokens * layers, "kept from forward to backward");
+    let in_layer = k * h * c * 2 + k * h * c + 8 * h;
+    ledger.add("rows of a layer", in_layer * tokens, "expert inputs, outputs and their gradients");
+
+    let micro = tokens / (load.micro_batches as u64 * ranks).max(1);
+    let head = 3 * crate::model::loss::chunk_rows(config.vocab as i64) as u64 * config.vocab as u64 * 4
+        + 6 * micro * h * 4
+        + config.vocab as u64 * h * (4 + c);
+    let segment = dense_tape(config, c, load.seq as u64) * micro * 2;
+    let rows = micro.min(micro * k / e.max(1) * 8 + 64);
+    let expert = rows * (8 * h + 12 * f) * c + 4 * 3 * h * f * c;
+    let workspace = (head.max(segment) + expert) * ranks;
+    ledger.add("workspace", workspace, "the largest node of each rank");
+    let index = (load.index_cache + (24 << 20)) * ranks;
+    ledger.add("index", index, "sled's cache and log buffers");
+    let threads = (16 << 20) * (4 * ranks + load.threads as u64);
+    ledger.add("threads and io", threads, "stacks, queues, kernels' scratch");
+    let churned = kept * tokens * layers + in_layer * tokens + workspace;
+    ledger.add("allocator", churned / 4 + (32 << 20), "what the heap keeps beyond what is in use");
+    ledger
+}
+
+/// Bytes a token that the autograd graph of one dense segment holds.
+fn dense_tape(config: &ModelConfig, c: u64, seq: u64) -> u64 {
+    let h = config.hidden as u64;
+    let q = (config.heads * config.head_dim) as u64;
+    let kv = (config.kv_heads * config.head_dim) as u64;
+    let shared = config.shared_width.unwrap_or(0) as u64;
+    // Norm inputs and outputs in f32, q/k/v before and after rotation, attention's output and
+    // its scores' statistics, the residual sums.
+    let attention = (4 * q + 6 * kv) * c.max(4) + 4 * seq.min(512) * config.heads as u64 / 8;
+    10 * h * 4 + attention + 4 * shared * c + 12 * config.experts as u64
+}
+
+/// Memory that this process holds now, in bytes: `VmRSS`.
+pub fn resident_now() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok());
+    pages.map_or(0, |pages| pages * PAGE)
+}

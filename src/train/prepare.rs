@@ -1,0 +1,252 @@
+//! What a run needs before its ranks start: tokenizer, data, model, stores; and what of it is
+//! checked before any work.
+
+use super::agreement;
+use super::chat::ChatTemplate;
+use super::data::document::Documents;
+use super::data::{DataSpec, FileSpec, Format, TextSource};
+use super::folder::RunFolder;
+use super::launch::Ready;
+use super::model_of;
+use super::pipeline::Pipeline;
+use super::placement::{Load, Placement};
+use super::stage::update::Meta;
+use super::tokenizer::Tokenizer;
+use crate::base::units::Bytes;
+use crate::base::{Error, ErrorKind, Result};
+use crate::config::{self, Activations, Config, FileFormat, Model};
+use crate::model::config::ModelConfig;
+use crate::model::expert::ExpertShape;
+use crate::model::hf::{self, Checkpoint};
+use crate::model::init;
+use crate::model::params::DenseParams;
+use crate::storage::disk::direct::free_space;
+use crate::storage::store::{Store, StoreOptions};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Text that a BPE is trained on at most: beyond it the vocabulary hardly changes.
+const BPE_TEXT: usize = 32 << 20;
+
+/// The tokenizer of a run. A new run makes it and keeps it in its folder; a resume finds it there.
+pub fn tokenizer(config: &Config, kept: &Path) -> Result<Tokenizer> {
+    if kept.join("tokenizer.json").exists() {
+        return Tokenizer::load(kept);
+    }
+    let tokenizer = match &config.data.tokenizer {
+        config::Tokenizer::Bytes {} => Tokenizer::bytes()?,
+        config::Tokenizer::File { path } => Tokenizer::load(path)?,
+        config::Tokenizer::Bpe { vocab } => Tokenizer::train_bpe(*vocab, &texts(config)?)?,
+    };
+    std::fs::create_dir_all(kept)
+        .map_err(|e| Error::io(format!("creating {}", kept.display()), e))?;
+    tokenizer.save(kept)?;
+    Ok(tokenizer)
+}
+
+fn texts(config: &Config) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    let mut size = 0;
+    for file in files(config) {
+        let mut documents = Documents::open(&file.path, file.format, &file.text_key)?;
+        while size < BPE_TEXT
+            && let Some(document) = documents.next()?
+        {
+            let text = document.text();
+            size += text.len();
+            texts.push(text);
+        }
+    }
+    Ok(texts)
+}
+
+fn files(config: &Config) -> Vec<FileSpec> {
+    let format = |format| match format {
+        FileFormat::Auto => Format::Auto,
+        FileFormat::Text => Format::Text,
+        FileFormat::Jsonl => Format::Jsonl,
+        FileFormat::Chat => Format::Chat,
+    };
+    config
+        .data
+        .files
+        .iter()
+        .map(|file| FileSpec {
+            path: file.path.clone(),
+            weight: file.weight,
+            format: format(file.format),
+            text_key: file.text_key.clone(),
+        })
+        .collect()
+}
+
+/// The data that the configuration names, tokenised once into `cache`.
+pub fn text_source(
+    config: &Config,
+    vocab: usize,
+    tokenizer: &Tokenizer,
+    folder: &RunFolder,
+    progress: &mut dyn FnMut(&super::data::Progress<'_>),
+) -> Result<TextSource> {
+    let template_dir = match (&config.model, &config.data.tokenizer) {
+        (Model::Checkpoint(checkpoint), _) => Some(checkpoint.from.clone()),
+        (_, config::Tokenizer::File { path }) => Some(path.clone()),
+        _ => None,
+    };
+    let template = match template_dir {
+        Some(dir) => ChatTemplate::load(&dir, tokenizer, folder.created()?)?,
+        None => None,
+    };
+    let spec = DataSpec {
+        files: files(config),
+        batch: config.train.batch,
+        seq: config.train.seq,
+        validation: config.data.validation,
+        shuffle: config.data.shuffle,
+        seed: config.data.seed,
+        cache: folder.data_path(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        vocab,
+    };
+    TextSource::open(spec, tokenizer, template.as_ref(), progress)
+}
+
+/// What placement depends on, of a configuration and its model.
+pub fn load_of(config: &Config, model: &ModelConfig) -> Load {
+    Load {
+        config: model.clone(),
+        shape: ExpertShape::new(model.hidden, model.expert_width, model_of::precision(config)),
+        host: config.storage.host.0,
+        ranks: config.parallel.expert,
+        batch: config.train.batch,
+        micro_batches: config.train.batch / config.train.micro_batch,
+        seq: config.train.seq,
+        clipped: config.train.clip > 0.0,
+        keep_dense: config.actors.dense.activations == Activations::Keep,
+        keep_experts: config.actors.expert.activations == Activations::Keep,
+        checkpoints: config.storage.checkpoints,
+        index_cache: config.storage.index_cache.0,
+        threads: match config.actors.expert.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        },
+    }
+}
+
+fn rank_dir(dir: &Path, rank: usize, ranks: usize) -> PathBuf {
+    if ranks == 1 { dir.to_owned() } else { dir.join(format!("rank{rank}")) }
+}
+
+/// Checks that the disk has room for the stores, before anything is written.
+fn check_disk(dir: &Path, load: &Load, placement: &Placement) -> Result<u64> {
+    let spec = placement.store(load, json!({}));
+    let required = Store::disk_required(&spec) * load.ranks as u64;
+    let free = free_space(dir)?;
+    if free < required {
+        return Err(Error::new(
+            ErrorKind::Budget,
+            format!(
+                "the disk of {} has {} free and the store needs {}: make room, choose another \
+                 disk with storage.dir, or keep fewer checkpoints (storage.checkpoints = {})",
+                dir.display(),
+                Bytes(free),
+                Bytes(required),
+                load.checkpoints
+            ),
+        ));
+    }
+    Ok(required)
+}
+
+/// What a store must belong to.
+fn identity(load: &Load, rank: usize) -> serde_json::Value {
+    json!({
+        "model": load.config,
+        "precision": load.shape.precision,
+        "rank": rank,
+        "ranks": load.ranks,
+    })
+}
+
+/// New stores with the initial parameters, committed as step 0. `progress` is told how many of
+/// how many experts are written.
+pub fn create_stores(
+    pipeline: &Pipeline,
+    dir: &Path,
+    load: Load,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Ready> {
+    let config = &pipeline.config;
+    let placement = Placement::new(&load)?;
+    let checkpoint = config.model.from().map(|from| Checkpoint::open(from)).transpose()?;
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("creating {}", dir.display()), e))?;
+    check_disk(dir, &load, &placement)?;
+    let seed = config.model.shape().map_or(config.train.seed, |shape| shape.seed);
+    let model = load.config.clone();
+    let mut stores = Vec::with_capacity(load.ranks);
+    for rank in 0..load.ranks {
+        let spec = placement.store(&load, identity(&load, rank));
+        let options = store_options(config);
+        let dir = rank_dir(dir, rank, load.ranks);
+        stores.push(Arc::new(Store::create(&dir, &spec, &options)?));
+    }
+    let ready = Ready { model: model.clone(), load, placement, stores, meta: Meta::default() };
+    let total = (model.layers * model.experts) as u64;
+    let mut params = match &checkpoint {
+        Some(checkpoint) => DenseParams::load(&model, ready.precision(), checkpoint)?,
+        None => DenseParams::init(&model, ready.precision(), seed)?,
+    };
+    let mut dense = vec![0; params.state_bytes()];
+    params.write_state(&mut dense)?;
+    drop(params);
+    let meta = serde_json::to_vec(&Meta {
+        gate: pipeline.make_gate(&model)?.state(),
+        ..Meta::default()
+    })
+    .map_err(|e| Error::bug("cannot write the commit's facts").from_source(e))?;
+    for rank in 0..ready.load.ranks {
+        let mut blocks = ready.blocks(rank, config)?;
+        let before = rank as u64 * total / ready.load.ranks as u64;
+        let experts = ready.experts_of(rank);
+        let all = (0..model.layers).flat_map(|l| experts.clone().map(move |e| (l, e)));
+        let fill = |layer: usize, expert: usize, master: &mut [f32]| match &checkpoint {
+            Some(checkpoint) => hf::expert::read(checkpoint, &model, layer, expert, master),
+            None => init::expert(&model, seed, layer, expert, master),
+        };
+        blocks.write_experts(all, fill, |count| progress(before + count, total))?;
+        blocks.write_dense(0, &dense)?;
+        blocks.finish();
+        ready.stores[rank].commit(0, &meta)?;
+    }
+    if ready.load.ranks > 1 {
+        agreement::begin(&ready.stores)?;
+    }
+    Ok(ready)
+}
+
+fn store_options(config: &Config) -> StoreOptions {
+    StoreOptions { index_cache: config.storage.index_cache.0 }
+}
+
+/// The stores of an earlier run, at its last commit.
+pub fn open_stores(pipeline: &Pipeline, dir: &Path, load: Load) -> Result<Ready> {
+    let config = &pipeline.config;
+    let placement = Placement::new(&load)?;
+    let dirs: Vec<PathBuf> =
+        (0..load.ranks).map(|rank| rank_dir(dir, rank, load.ranks)).collect();
+    let stores = agreement::open(&dirs, &store_options(config))?;
+    for (rank, store) in stores.iter().enumerate() {
+        if store.spec().identity != identity(&load, rank) {
+            return Err(Error::config(format!(
+                "the store in {} holds another model: use its own configuration, or another run \
+                 folder",
+                dir.display()
+            )));
+        }
+    }
+    let meta: Meta = serde_json::from_slice(&stores[0].meta()?).map_err(|e| {
+        Error::corrupt("the facts of the last commit cannot be read").from_source(e)
+    })?;
+    Ok(Ready { model: load.config.clone(), load, placement, stores, meta })
+}

@@ -1,0 +1,58 @@
+//! What a run says of itself before it begins: requested beside effective, and the ledger.
+
+use super::launch::Ready;
+use crate::base::ledger::Ledger;
+use crate::base::units::Bytes;
+use crate::config::{Config, StorageEngine, Toggle};
+use crate::storage::disk::IoEffective;
+use std::fmt::Write;
+
+/// The opening lines of a run.
+pub fn opening(config: &Config, ready: &Ready, ledger: &Ledger, io: &[IoEffective]) -> String {
+    let mut text = String::new();
+    let (model, placement) = (&ready.model, &ready.placement);
+    let parameters = model.layers * model.experts * ready.load.shape.parameters();
+    let mut line = |label: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{label:<11}{value}");
+    };
+    line(
+        "model",
+        format!(
+            "{} · {} layers of {} experts, top {} · {:.1} M expert parameters · {:?}",
+            model.family,
+            model.layers,
+            model.experts,
+            model.top_k,
+            parameters as f64 / 1e6,
+            ready.precision()
+        ),
+    );
+    line(
+        "states",
+        format!(
+            "{} of weights, masters, moments and gradients; {} asked for, {} in effect",
+            Bytes(placement.states_total),
+            Bytes(config.storage.host.0),
+            Bytes(placement.slot_bytes() * ready.load.ranks as u64)
+        ),
+    );
+    let asked = match config.storage.engine {
+        StorageEngine::Auto => "auto",
+        StorageEngine::Uring => "uring",
+        StorageEngine::Pool => "pool",
+    };
+    let direct = match config.storage.direct {
+        Toggle::Auto => "auto",
+        Toggle::On => "on",
+        Toggle::Off => "off",
+    };
+    for effective in io {
+        line("io", format!("{asked}, direct {direct} asked for; {effective} in effect"));
+    }
+    if ready.load.ranks > 1 {
+        line("ranks", format!("{} as threads, experts divided", ready.load.ranks));
+    }
+    let _ = writeln!(text, "memory at most:\n{ledger}");
+    text
+}
