@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Torch,
     /// Another rank failed or went away.
     Peer,
+    /// Results differ from those they were compared with.
+    Mismatch,
     /// A loss or gradient is not finite.
     NonFinite,
     /// The run was asked to stop.

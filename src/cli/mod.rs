@@ -5,7 +5,10 @@
 
 mod config;
 mod output;
+mod plan;
+mod run;
 mod train;
+mod verify;
 
 use crate::base::Result;
 use crate::config::Config;
@@ -24,6 +27,16 @@ pub struct Cli {
 enum Command {
     /// Train a model, or go on with a run.
     Train(train::TrainArgs),
+    /// The loss of a run on its held-out text.
+    Eval(run::EvalArgs),
+    /// Write a run as a Hugging Face folder.
+    Export(run::ExportArgs),
+    /// Let a run continue a text.
+    Sample(run::SampleArgs),
+    /// Predict memory, disk, traffic and speed of a configuration without starting it.
+    Plan(plan::PlanArgs),
+    /// Compare a checkpoint folder with another implementation's outputs.
+    Verify(verify::VerifyArgs),
     /// Show a configuration with every default, its JSON schema, or the reference of all keys.
     Config(config::ConfigArgs),
 }
@@ -36,6 +49,11 @@ impl Cli {
     pub fn run(self) -> Result<()> {
         match self.command {
             Command::Train(args) => args.run(),
+            Command::Eval(args) => args.run(),
+            Command::Export(args) => args.run(),
+            Command::Sample(args) => args.run(),
+            Command::Plan(args) => args.run(),
+            Command::Verify(args) => args.run(),
             Command::Config(args) => args.run(),
         }
     }

@@ -16,6 +16,15 @@ use std::sync::Arc;
 /// Slots of each part that are in use at once.
 const SETS: u32 = 2;
 
+/// A write under way.
+#[derive(Debug, Clone, Copy)]
+struct Writing {
+    block: BlockId,
+    version: u64,
+    applied: u64,
+    set: u32,
+}
+
 /// Reads and writes the blocks of one store.
 pub struct Blocks {
     store: Arc<Store>,
@@ -23,8 +32,8 @@ pub struct Blocks {
     done: Receiver<IoDone>,
     arena: Arc<Arena>,
     shape: ExpertShape,
-    /// Writes under way, by tag: block, version, applied updates.
-    writing: HashMap<u64, (BlockId, u64, u64)>,
+    /// By tag.
+    writing: HashMap<u64, Writing>,
     next_tag: u64,
 }
 
@@ -70,19 +79,20 @@ impl Blocks {
         Ok(tag)
     }
 
-    fn start_write(&mut self, block: BlockId, slot: SlotBytes, version: u64, applied: u64) -> Result<()> {
-        let extent = self.store.place(block, version)?;
+    fn start_write(&mut self, writing: Writing) -> Result<()> {
+        let extent = self.store.place(writing.block, writing.version)?;
+        let slot = self.slot(writing.block.part, writing.set)?;
         let tag = self.submit(IoOp::Write, extent, slot)?;
-        self.writing.insert(tag, (block, version, applied));
+        self.writing.insert(tag, writing);
         Ok(())
     }
 
-    /// Waits until at most `most` writes are under way.
-    fn settle(&mut self, most: usize) -> Result<()> {
-        while self.writing.len() > most {
+    /// Waits until no write of `set` is under way: they may end in any order.
+    fn settle(&mut self, set: u32) -> Result<()> {
+        while self.writing.values().any(|writing| writing.set == set) {
             let done = self.done.recv().map_err(|_| Error::bug("the io thread went away"))?;
             let crc = done.result?;
-            let (block, version, applied) = self
+            let Writing { block, version, applied, .. } = self
                 .writing
                 .remove(&done.tag)
                 .ok_or_else(|| Error::bug("the io thread finished a request that nobody made"))?;
@@ -103,19 +113,19 @@ impl Blocks {
         for (count, (layer, expert)) in experts.into_iter().enumerate() {
             fill(layer, expert, &mut master)?;
             let set = count as u32 % SETS;
-            // The set's last writes must be done; those of the other set may go on.
-            self.settle(2)?;
+            self.settle(set)?;
             let (weights, state) = (self.slot(Part::Weights, set)?, self.slot(Part::State, set)?);
             // SAFETY: no write of this set is under way, and nobody else has the slots.
             let (w, s) = unsafe { (weights.as_mut_slice(), state.as_mut_slice()) };
             w.fill(0);
             s.fill(0);
             self.shape.write_master(&master, w, s)?;
-            self.start_write(BlockId::weights(layer, expert), weights, 0, 0)?;
-            self.start_write(BlockId::state(layer, expert), state, 0, 0)?;
+            for block in [BlockId::weights(layer, expert), BlockId::state(layer, expert)] {
+                self.start_write(Writing { block, version: 0, applied: 0, set })?;
+            }
             progress(count as u64 + 1);
         }
-        self.settle(0)
+        (0..SETS).try_for_each(|set| self.settle(set))
     }
 
     /// Writes the dense state.
@@ -128,7 +138,7 @@ impl Blocks {
         }
         bytes[..state.len()].copy_from_slice(state);
         bytes[state.len()..].fill(0);
-        self.start_write(DENSE, slot, version, version)?;
+        self.start_write(Writing { block: DENSE, version, applied: version, set: 0 })?;
         self.settle(0)
     }
 

@@ -5,6 +5,7 @@ use super::TrainStage;
 use crate::actors::lease::Lease;
 use crate::actors::stage::{Outcome, SnapshotBytes};
 use crate::base::{BlockId, Error, ErrorKind, Part, Result};
+use crate::config::{Config, Idle};
 use crate::graph::planner::{Fact, Task};
 use crate::model::expert::ExpertShape;
 use crate::model::kernels::parallel::Threads;
@@ -31,6 +32,15 @@ impl Rates {
             Error::bug("an update has no learning rate").with("after", after).with("to", to)
         })?;
         Ok((after + 1..).zip(rates).map(|(step, &lr)| StepRate { step, lr }).collect())
+    }
+}
+
+/// The updates that a block with `applied` of `done` updates has missed. With
+/// `optimizer.idle = "skip"` none ever come.
+pub fn missed(config: &Config, rates: &Rates, applied: u64, done: u64) -> Result<Vec<StepRate>> {
+    match config.actors.optimizer.idle {
+        Idle::Exact => rates.range(applied.min(done), done),
+        Idle::Skip => Ok(Vec::new()),
     }
 }
 
