@@ -5,6 +5,7 @@
 //! and no threads of their own, so that equal text gives equal ids.
 
 use crate::base::{Error, Result};
+use crate::train::folder::write_whole;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tokenizers::models::TrainerWrapper;
@@ -285,15 +286,14 @@ impl Tokenizer {
         Ok(crc32c::crc32c_append(crc32c::crc32c(self.to_json()?.as_bytes()), special.as_bytes()))
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into `dir`, as transformers reads
-    /// them.
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into the folder `dir`, as
+    /// transformers reads them.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        write(&dir.join("tokenizer.json"), &self.to_json()?)?;
         let mut config = self.config.clone();
-        // A file without its tokenizer_config.json still told its special tokens elsewhere.
+        // A file without its tokenizer_config.json told its special tokens elsewhere.
         for (name, text) in [("bos_token", &self.bos_text), ("eos_token", &self.eos_text)] {
             if let (None, Some(text)) = (config.get(name), text) {
                 config[name] = json!(text);
@@ -304,12 +304,10 @@ impl Tokenizer {
         }
         let text = serde_json::to_string_pretty(&config)
             .map_err(|e| Error::bug("writing the tokenizer's configuration").from_source(e))?;
-        write(&dir.join("tokenizer_config.json"), &(text + "\n"))
+        write_whole(&dir.join("tokenizer_config.json"), (text + "\n").as_bytes())?;
+        // Last, because its being there says that the tokenizer is whole.
+        write_whole(&dir.join("tokenizer.json"), self.to_json()?.as_bytes())
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| Error::io(format!("writing {}", path.display()), e))
 }
 
 fn special(text: &str) -> AddedToken {

@@ -14,10 +14,12 @@ pub mod cache;
 pub mod document;
 pub mod files;
 pub mod mix;
+pub mod prepare;
 pub mod source;
 pub mod tokenise;
 
 pub use document::Format;
+pub use prepare::tokenizer_for;
 pub use source::TextSource;
 
 use crate::base::{Result, Step};
