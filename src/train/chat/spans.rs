@@ -83,14 +83,18 @@ pub fn find(
         if !is_answer(&messages[i]) {
             continue;
         }
-        let span = by_prefix(messages, i, &whole, &render)
-            .or_else(|| by_difference(messages, i, &whole, &render))
+        let difference = by_difference(messages, i, &whole, &render);
+        let span = by_prefix(messages, i, &whole, difference.as_ref(), &render)
+            .or(difference)
             .ok_or_else(|| {
                 Error::input(format!(
                     "the chat template does not show where the answer in message {i} is: mark it \
                      with {{% generation %}} in the template"
                 ))
             })?;
+        if span.is_empty() {
+            continue;
+        }
         match spans.last_mut() {
             // Ranges that touch or overlap (a tool call that a second message goes on) are one.
             Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
@@ -118,6 +122,7 @@ fn by_prefix(
     messages: &[Value],
     i: usize,
     whole: &str,
+    difference: Option<&Range<usize>>,
     render: &impl Fn(&[Value], bool) -> Result<String>,
 ) -> Option<Range<usize>> {
     let until = render(&messages[..=i], false).ok()?;
@@ -126,9 +131,12 @@ fn by_prefix(
     if !whole.starts_with(&until) || !until.starts_with(&before) {
         return None;
     }
-    // A prompt may open a block (`<think>`) that this answer has not: then the answer begins
-    // where they part.
-    let start = common_prefix(&prompt, &until);
+    // A prompt may open a block (`<think>`) that this answer has not, or be spaced in another
+    // way than a finished turn: then the answer begins where they part, and not in its header.
+    let mut start = common_prefix(&prompt, &until);
+    if start < prompt.len() {
+        start = start.max(difference.map_or(0, |range| range.start));
+    }
     (start >= before.len() && start < until.len()).then_some(start..until.len())
 }
 
@@ -138,29 +146,39 @@ fn by_difference(
     whole: &str,
     render: &impl Fn(&[Value], bool) -> Result<String>,
 ) -> Option<Range<usize>> {
-    let mut others = messages.to_vec();
-    let content = field(&others[i], "content")?;
-    if content.as_str().is_none_or(|text| text.trim().is_empty()) {
-        return None;
+    // Alone, the stand-in takes the place of reasoning and tool calls too; a template that wants
+    // those for what follows gets them.
+    let alone = [("role", "assistant"), ("content", STAND_IN)];
+    let alone = Value::from_pairs(alone);
+    for message in [Some(alone), with_content(&messages[i], STAND_IN)].into_iter().flatten() {
+        let mut others = messages.to_vec();
+        others[i] = message;
+        let Ok(other) = render(&others, false) else { continue };
+        if !other.contains(STAND_IN) {
+            continue;
+        }
+        let start = common_prefix(whole, &other);
+        let most = whole.len().min(other.len()) - start;
+        return Some(start..whole.len() - common_suffix(whole, &other).min(most));
     }
-    let fields: Vec<(Value, Value)> = others[i]
+    None
+}
+
+/// `message` with another content, unless it has none.
+fn with_content(message: &Value, content: &str) -> Option<Value> {
+    field(message, "content")?.as_str().filter(|text| !text.trim().is_empty())?;
+    let fields: Vec<(Value, Value)> = message
         .try_iter()
         .ok()?
         .map(|key| {
-            let value = if key.as_str() == Some("content") {
-                Value::from(STAND_IN)
-            } else {
-                others[i].get_item(&key).unwrap_or_default()
+            let value = match key.as_str() {
+                Some("content") => Value::from(content),
+                _ => message.get_item(&key).unwrap_or_default(),
             };
             (key, value)
         })
         .collect();
-    others[i] = Value::from_pairs(fields);
-    let other = render(&others, false).ok()?;
-    let start = common_prefix(whole, &other);
-    let most = whole.len().min(other.len()) - start;
-    let end = whole.len() - common_suffix(whole, &other).min(most);
-    (other.contains(STAND_IN) && start < end).then_some(start..end)
+    Some(Value::from_pairs(fields))
 }
 
 /// Bytes that two texts begin with alike, up to a character's boundary.

@@ -22,9 +22,7 @@ fn bytes_are_their_own_ids() {
 }
 
 fn corpus() -> Vec<String> {
-    (0..200)
-        .map(|i| format!("and the {} of the earth said unto him, {i}\n", i * 7919))
-        .collect()
+    (0..200).map(|i| format!("and the {} of the earth said unto him, {i}\n", i * 7919)).collect()
 }
 
 #[test]
