@@ -118,6 +118,10 @@ impl Documents {
     ///
     /// # Errors
     /// When a line is not UTF-8, not JSON, or lacks its key: named by file and line.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator of results would go on past an error"
+    )]
     pub fn next(&mut self) -> Result<Option<Document>> {
         match self.format {
             Format::Text | Format::Auto => self.next_of_text(),
