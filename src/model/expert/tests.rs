@@ -60,8 +60,16 @@ fn worst(got: &Tensor, want: &Tensor) -> f64 {
 }
 
 fn agrees(c: &Case, keep: bool, tolerance: f64) {
+    agrees_on(c, Kernels::Libtorch, keep, tolerance);
+    let best = Kernels::best(&c.shape);
+    if best != Kernels::Libtorch {
+        agrees_on(c, best, keep, tolerance);
+    }
+}
+
+fn agrees_on(c: &Case, kernels: Kernels, keep: bool, tolerance: f64) {
     let want = reference(c);
-    let view = ExpertView::new(c.shape, bytes_of(&c.weights)).unwrap();
+    let view = ExpertView::with_kernels(c.shape, bytes_of(&c.weights), kernels).unwrap();
     no_grad(|| {
         let (o, kept) = forward(&view, &c.x_nh, keep).unwrap();
         assert_eq!(kept.is_some(), keep);
@@ -71,8 +79,11 @@ fn agrees(c: &Case, keep: bool, tolerance: f64) {
         let dd = Tensor::from_slice(&grad[c.shape.down()]);
         for (got, want) in [&o, &got.dx_nh, &got.dw_n, &dgu, &dd].into_iter().zip(&want) {
             let error = worst(got, want);
-            assert!(error < tolerance, "{:?}: off by {error}", want.size());
+            assert!(error < tolerance, "{kernels:?} {:?}: off by {error}", want.size());
         }
+        let squares = want[3].square().sum(Kind::Double) + want[4].square().sum(Kind::Double);
+        let error = got.sum_squares(&grad).unwrap() / squares.double_value(&[]) - 1.0;
+        assert!(error.abs() < 2.0 * tolerance, "{kernels:?} sum of squares: off by {error}");
         assert!(grad.iter().all(|x| x.is_finite()), "padding is set");
         // A second micro-batch adds.
         let once = grad.clone();

@@ -9,6 +9,8 @@
 //! ```
 
 pub mod adamw;
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 pub mod dispatch;
 pub mod float;
 pub mod parallel;
