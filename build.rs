@@ -19,18 +19,12 @@ fn main() {
         .std("c++17")
         .warnings(false)
         .opt_level(3)
-        // Without it at::parallel_for, a template, is a plain loop on the calling thread.
+        // Without it at::parallel_for, a template, is a plain loop on the calling thread. The
+        // runtime (libgomp) is the one that libtorch brings and torch-sys links.
         .flag("-fopenmp")
         .file("native/torch_ext.cpp")
         .include(torch.join("include"))
         .include(torch.join("include/torch/csrc/api/include"))
         .compile("semoe_torch_ext");
-    // libtorch's own copy of the OpenMP runtime: a second one would bring a second set of threads.
-    if torch.join("lib/libgomp.so.1").exists() {
-        println!("cargo:rustc-link-search=native={}", torch.join("lib").display());
-        println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
-    } else {
-        println!("cargo:rustc-link-lib=dylib=gomp");
-    }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", torch.join("lib").display());
 }

@@ -161,7 +161,8 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Σ gradient² of the slot after this pass; finite exactly when every element is.
+    /// Σ gradient² of the slot after this pass; not finite when an element is not (or is so large,
+    /// above 1e18, that the gradient is lost anyway).
     ///
     /// # Errors
     /// As [`sum_squares`].

@@ -10,9 +10,7 @@ use tch::Tensor;
 
 /// Whether the tile kernels take this shape on this machine.
 pub(super) fn fit(shape: &ExpertShape) -> bool {
-    shape.precision == Precision::Bf16
-        && amx::fits(shape.hidden, shape.width)
-        && amx::available()
+    shape.precision == Precision::Bf16 && amx::fits(shape.hidden, shape.width) && amx::available()
 }
 
 pub(super) fn forward(

@@ -93,7 +93,15 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
             let registers = Registers::take();
             let panel = Tiles::new(2 * shape.hidden / 32);
             for block in range {
-                activation_block(&registers, shape, call.weights_down, kept, &scratch, &panel, block);
+                activation_block(
+                    &registers,
+                    shape,
+                    call.weights_down,
+                    kept,
+                    &scratch,
+                    &panel,
+                    block,
+                );
             }
         })?;
         sum_router_gradients(shape, &scratch, call.d_weights);
@@ -107,7 +115,7 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
         })?;
     }
     let gate_up = Outer {
-        rows: 2 * shape.width,
+        slot: Shared::new(call.grad_gate_up),
         columns: shape.hidden,
         depth: blocks_n,
         first: call.first,
@@ -120,7 +128,7 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
         b: &scratch.x_pairs,
     };
     let down = Outer {
-        rows: shape.hidden,
+        slot: Shared::new(call.grad_down),
         columns: shape.width,
         depth: blocks_n,
         first: call.first,
@@ -128,8 +136,24 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
         a_step: TILE_BYTES,
         b: &scratch.act,
     };
-    // SAFETY: all operands were packed above, and the slots have the sizes of their shapes.
-    unsafe { Ok(gate_up.run(call.grad_gate_up)? + down.run(call.grad_down)?) }
+    let (of_gate_up, of_down) = (2 * shape.width / 32 * (shape.hidden / 32), h16 / 2 * (f16 / 2));
+    let mut sums = vec![0f64; of_gate_up + of_down];
+    let out = Shared::new(&mut sums);
+    parallel_for(of_gate_up + of_down, 8, |range| {
+        // SAFETY: all operands were packed above; each index owns a block of a slot and a sum.
+        unsafe {
+            let registers = Registers::take();
+            let mut block = Block::new();
+            for index in range {
+                *out.at(index) = match index < of_gate_up {
+                    true => gate_up.block(&registers, index, &mut block),
+                    false => down.block(&registers, index - of_gate_up, &mut block),
+                };
+            }
+            _mm_sfence();
+        }
+    })?;
+    Ok(sums.iter().sum())
 }
 
 /// No rows: the gradients are zero, or stay as they are.
@@ -185,10 +209,10 @@ unsafe fn activation_block(
 ) {
     let (depth, blocks_n) = (shape.hidden / 32, shape.blocks_n());
     let at = |h: usize| weights.as_ptr().wrapping_add(h * shape.width + 32 * block).cast::<u8>();
-    for k in 0..depth {
-        let row = |r: usize| [at(32 * k + 2 * r), at(32 * k + 2 * r + 1)];
-        // SAFETY: rows of the weights, 32 columns from 32 block; the panel has 2 depth tiles.
-        unsafe { pack::weight_pairs(row, panel.tile(2 * k)) };
+    // SAFETY: rows of the weights, 32 columns from 32 block; the panel has 2 depth tiles.
+    unsafe {
+        let row = |p: usize| [at(2 * p), at(2 * p + 1)];
+        pack::weight_pairs(16 * depth, row, panel.tile(0));
     }
     let sums = scratch.d_weights.tile(0).cast::<f32>().wrapping_add(block * ROW_BLOCK * blocks_n);
     let mut out = Block::new();
@@ -211,9 +235,8 @@ unsafe fn activation_block(
                 let f = pack::column(b, j);
                 let tile = KeptTiles::index(2 * block + f / 16, n, blocks_n);
                 // SAFETY: a row of this block's tiles, which this index owns.
-                let (gate, up) = unsafe {
-                    (kept_row(kept, tile, f % 16), kept_row(kept, tile + 1, f % 16))
-                };
+                let (gate, up) =
+                    unsafe { (kept_row(kept, tile, f % 16), kept_row(kept, tile + 1, f % 16)) };
                 let mut d_gate = [_mm512_setzero_ps(); 2];
                 let mut d_up = d_gate;
                 let mut act_weighted = d_gate;
@@ -280,15 +303,13 @@ unsafe fn input_block(
 ) {
     let depth = shape.width / 16;
     let at = |f: usize| weights.as_ptr().wrapping_add(f * shape.hidden + 32 * block).cast::<u8>();
-    for k in 0..depth {
-        // Pairs are (gate f, up f), in the order in which the gradient's tiles hold f.
-        let row = |r: usize| {
-            let f = 32 * (k / 2) + pack::column(k % 2, r);
-            [at(f), at(shape.width + f)]
-        };
-        // SAFETY: rows of the weights, 32 columns from 32 block; the panel has 2 depth tiles.
-        unsafe { pack::weight_pairs(row, panel.tile(2 * k)) };
-    }
+    // Pairs are (gate f, up f), in the order in which the gradient's tiles hold f.
+    let row = |p: usize| {
+        let f = 32 * (p / 32) + pack::column(p / 16 % 2, p % 16);
+        [at(f), at(shape.width + f)]
+    };
+    // SAFETY: rows of the weights, 32 columns from 32 block; the panel has 2 depth tiles.
+    unsafe { pack::weight_pairs(16 * depth, row, panel.tile(0)) };
     let order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
     let mut out = Block::new();
     for n in 0..shape.blocks_n() {
@@ -315,7 +336,7 @@ unsafe fn input_block(
 
 /// A weight gradient: slot [rows, columns] = A · B over the rows of the expert.
 struct Outer<'a> {
-    rows: usize,
+    slot: Shared<f32>,
     columns: usize,
     /// Blocks of 32 rows of the expert.
     depth: usize,
@@ -328,65 +349,38 @@ struct Outer<'a> {
 }
 
 impl Outer<'_> {
-    /// Writes or adds to the slot; answers Σ slot² afterwards, added in the slot's row order.
-    unsafe fn run(&self, slot: &mut [f32]) -> Result<f64> {
-        let mut sums = vec![0f64; self.rows / 32];
-        let (slot, out) = (Shared::new(slot), Shared::new(&mut sums));
-        parallel_for(self.rows / 32, 1, |range| {
-            // SAFETY: each index owns 32 rows of the slot and one sum.
-            unsafe {
-                let registers = Registers::take();
-                for block in range {
-                    *out.at(block) = self.block(&registers, block, slot);
-                }
-                _mm_sfence();
-            }
-        })?;
-        Ok(sums.iter().sum())
-    }
-
+    /// Writes or adds to the 32 × 32 block `index`, by rows; answers Σ slot² of it afterwards.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn block(&self, registers: &Registers, block: usize, slot: Shared<f32>) -> f64 {
-        let a = Operand::packed((self.a)(2 * block), (self.a)(2 * block + 1), self.a_step);
+    unsafe fn block(&self, registers: &Registers, index: usize, out: &mut Block) -> f64 {
+        let (row, column) = (index / (self.columns / 32), index % (self.columns / 32));
+        let a = Operand::packed((self.a)(2 * row), (self.a)(2 * row + 1), self.a_step);
+        let tile = |half: usize| self.b.tile((2 * column + half) * self.depth).cast_const();
+        let b = Operand::packed(tile(0), tile(1), TILE_BYTES);
+        // SAFETY: all tiles were packed.
+        unsafe { product(registers, self.depth, a, b, out) };
+        let start = 32 * row * self.columns + 32 * column;
         // A slot that is written whole goes past the caches: it is read again much later, if ever.
-        let stream = self.first && slot.at(0).addr().is_multiple_of(64);
-        let mut out = Block::new();
-        let mut squares = [_mm512_setzero_pd(); 4];
-        for column in 0..self.columns / 32 {
-            let tile = |half: usize| self.b.tile((2 * column + half) * self.depth).cast_const();
-            let b = Operand::packed(tile(0), tile(1), TILE_BYTES);
-            // SAFETY: all tiles were packed.
-            unsafe { product(registers, self.depth, a, b, &mut out) };
-            for row in 0..32 {
-                for half in 0..2 {
-                    let tile = &out.0[2 * (row / 16) + half];
-                    let index = (32 * block + row) * self.columns + 32 * column + 16 * half;
-                    // SAFETY: 16 elements of the slot in a row that this index owns; `stream` says
-                    // that the slot is aligned to 64 bytes, and so then is every 16th element.
-                    unsafe {
-                        let mut value = _mm512_load_ps(tile[row % 16].as_ptr());
-                        if stream {
-                            _mm512_stream_ps(slot.at(index), value);
-                        } else {
-                            if !self.first {
-                                value = _mm512_add_ps(value, _mm512_loadu_ps(slot.at(index)));
-                            }
-                            _mm512_storeu_ps(slot.at(index), value);
+        let stream = self.first && self.slot.at(0).addr().is_multiple_of(64);
+        let mut squares = [_mm512_setzero_ps(); 2];
+        for row in 0..32 {
+            for half in 0..2 {
+                let at = self.slot.at(start + row * self.columns + 16 * half);
+                // SAFETY: 16 elements of the slot in a block that this index owns; `stream` says
+                // that the slot is aligned to 64 bytes, and so then is every 16th element.
+                unsafe {
+                    let mut value = _mm512_load_ps(out.0[2 * (row / 16) + half][row % 16].as_ptr());
+                    if stream {
+                        _mm512_stream_ps(at, value);
+                    } else {
+                        if !self.first {
+                            value = _mm512_add_ps(value, _mm512_loadu_ps(at));
                         }
-                        let low = _mm512_cvtps_pd(_mm512_castps512_ps256(value));
-                        let upper = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(value));
-                        let high = _mm512_cvtps_pd(_mm256_castpd_ps(upper));
-                        let lane = 2 * half;
-                        squares[lane] = _mm512_fmadd_pd(low, low, squares[lane]);
-                        squares[lane + 1] = _mm512_fmadd_pd(high, high, squares[lane + 1]);
+                        _mm512_storeu_ps(at, value);
                     }
+                    squares[half] = _mm512_fmadd_ps(value, value, squares[half]);
                 }
             }
         }
-        let sum = _mm512_add_pd(
-            _mm512_add_pd(squares[0], squares[1]),
-            _mm512_add_pd(squares[2], squares[3]),
-        );
-        _mm512_reduce_add_pd(sum)
+        f64::from(_mm512_reduce_add_ps(_mm512_add_ps(squares[0], squares[1])))
     }
 }

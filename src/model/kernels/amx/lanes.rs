@@ -87,9 +87,8 @@ pub fn to_bf16(first: __m512, second: __m512) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub fn from_bf16(x: __m512i) -> [__m512; 2] {
-    let widen = |half: __m256i| {
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
-    };
+    let widen =
+        |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
     [widen(_mm512_castsi512_si256(x)), widen(_mm512_extracti64x4_epi64::<1>(x))]
 }
 

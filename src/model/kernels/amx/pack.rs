@@ -72,24 +72,37 @@ pub unsafe fn transposed(at: *const u8, row_bytes: usize, valid: usize, tile: *m
     unsafe { store_tile(tile, &transpose(row_pairs(at, row_bytes, valid))) };
 }
 
-/// Two B tiles from 16 pairs of weight rows, 32 columns wide: `row(r)` names the two rows of pair
-/// r. Columns are left in the order that unpacking gives: column j of tile b is column
-/// [`column`]`(b, j)`.
+/// Pairs whose rows are fetched ahead of the one being packed.
+const AHEAD: usize = 8;
+
+/// B tiles from `pairs` (a multiple of 16) pairs of weight rows, 32 columns wide: `row(p)` names
+/// the two rows of pair p. Tile 2 k + b holds pairs 16 k .. 16 k + 16. Columns are left in the
+/// order that unpacking gives: column j of tile b is column [`column`]`(b, j)`.
 ///
 /// # Safety
-/// Both rows of every pair are readable for 64 bytes; `panel` has room for two packed tiles.
+/// Both rows of every pair are readable for 64 bytes; `panel` has room for `pairs / 8` tiles.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub unsafe fn weight_pairs(row: impl Fn(usize) -> [*const u8; 2], panel: *mut u8) {
-    for r in 0..16 {
-        let [even, odd] = row(r);
-        // SAFETY: by the caller's promise.
+pub unsafe fn weight_pairs(pairs: usize, row: impl Fn(usize) -> [*const u8; 2], panel: *mut u8) {
+    for p in 0..pairs {
+        // Rows lie too far apart for the processor to guess. Behind the last pair follow the
+        // first ones of the next 32 columns.
+        let ahead = p + AHEAD;
+        let next = match ahead < pairs {
+            true => row(ahead),
+            false => row(ahead % pairs).map(|at| at.wrapping_add(64)),
+        };
+        let tile = panel.wrapping_add(2 * TILE_BYTES * (p / 16) + 64 * (p % 16));
+        let [even, odd] = row(p);
+        // SAFETY: by the caller's promise; prefetching takes any address.
         unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(next[0].cast());
+            _mm_prefetch::<_MM_HINT_T0>(next[1].cast());
             let even = _mm512_loadu_si512(even.cast());
             let odd = _mm512_loadu_si512(odd.cast());
             let (low, high) = (_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd));
-            _mm512_store_si512(panel.wrapping_add(64 * r).cast(), low);
-            _mm512_store_si512(panel.wrapping_add(TILE_BYTES + 64 * r).cast(), high);
+            _mm512_store_si512(tile.cast(), low);
+            _mm512_store_si512(tile.wrapping_add(TILE_BYTES).cast(), high);
         }
     }
 }

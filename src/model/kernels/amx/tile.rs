@@ -49,9 +49,7 @@ pub fn permitted() -> bool {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         // SAFETY: a system call with two integers, which asks for a permission.
-        unsafe {
-            libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
-        }
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     }
     #[cfg(not(target_os = "linux"))]
     false
@@ -74,8 +72,13 @@ impl Registers {
     /// # Safety
     /// Only where [`super::available`] is true.
     pub unsafe fn take() -> Self {
-        let mut config =
-            Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        let mut config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
         config.row_bytes[..8].fill(64);
         config.rows[..8].fill(16);
         // SAFETY: the processor has AMX, and the configuration is a valid one of palette 1.
