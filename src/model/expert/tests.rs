@@ -1,6 +1,7 @@
 //! The expert against autograd on a reference, in both precisions.
 
 use super::*;
+use crate::model::kernels::parallel::set_threads;
 use crate::model::kernels::view::bytes_of;
 use tch::no_grad;
 
@@ -109,6 +110,66 @@ fn bf16_agrees_with_autograd_within_its_rounding() {
     {
         agrees(&case(hidden, width, rows, Precision::Bf16), true, 2e-2);
         agrees(&case(hidden, width, rows, Precision::Bf16), false, 2e-2);
+    }
+}
+
+/// Everything that a forward and a backward pass give, as bits.
+fn all_bits(c: &Case, kernels: Kernels, keep: bool, threads: usize) -> Vec<u32> {
+    set_threads(threads).unwrap();
+    let view = ExpertView::with_kernels(c.shape, bytes_of(&c.weights), kernels).unwrap();
+    let (o, kept) = forward(&view, &c.x_nh, keep).unwrap();
+    let mut grad = vec![0f32; c.shape.elements()];
+    let got = backward(&view, &c.x_nh, kept, &c.g_nh, &c.w_n, &mut grad, true).unwrap();
+    backward(&view, &c.x_nh, None, &c.g_nh, &c.w_n, &mut grad, false).unwrap();
+    set_threads(2).unwrap();
+    let flat = |t: &Tensor| Vec::<f32>::try_from(t.to_kind(Kind::Float).view(-1)).unwrap();
+    let squares = got.sum_squares(&grad).unwrap() as f32;
+    let all = [flat(&o), flat(&got.dx_nh), flat(&got.dw_n), grad, vec![squares]];
+    all.concat().iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn recomputing_gives_the_bits_of_keeping() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let c = case(64, 96, 37, precision);
+        let kernels = Kernels::best(&c.shape);
+        assert_eq!(all_bits(&c, kernels, true, 2), all_bits(&c, kernels, false, 2));
+    }
+}
+
+#[test]
+fn tiles_do_not_depend_on_the_number_of_threads() {
+    let c = case(96, 160, 70, Precision::Bf16);
+    if Kernels::best(&c.shape) == Kernels::Tiles {
+        let one = all_bits(&c, Kernels::Tiles, true, 1);
+        assert_eq!(one, all_bits(&c, Kernels::Tiles, true, 2));
+        assert_eq!(one, all_bits(&c, Kernels::Tiles, true, 2), "and come again");
+    }
+}
+
+#[test]
+fn an_expert_without_rows_has_a_zero_gradient() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let c = case(32, 32, 0, precision);
+        let view = ExpertView::new(c.shape, bytes_of(&c.weights)).unwrap();
+        let (o, kept) = forward(&view, &c.x_nh, true).unwrap();
+        assert_eq!(o.size(), [0, 32]);
+        let mut grad = vec![f32::NAN; c.shape.elements()];
+        let got = backward(&view, &c.x_nh, kept, &c.g_nh, &c.w_n, &mut grad, true).unwrap();
+        assert_eq!((got.dx_nh.size(), got.sum_squares(&grad).unwrap()), (vec![0, 32], 0.0));
+        assert!(grad.iter().all(|x| *x == 0.0));
+    }
+}
+
+#[test]
+fn a_bad_value_shows_in_the_sum_of_squares() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let c = case(32, 32, 9, precision);
+        let view = ExpertView::new(c.shape, bytes_of(&c.weights)).unwrap();
+        let _ = c.g_nh.narrow(0, 4, 1).narrow(1, 7, 1).fill_(f64::NAN);
+        let mut grad = vec![0f32; c.shape.elements()];
+        let got = backward(&view, &c.x_nh, None, &c.g_nh, &c.w_n, &mut grad, true).unwrap();
+        assert!(!got.sum_squares(&grad).unwrap().is_finite());
     }
 }
 

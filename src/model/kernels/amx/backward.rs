@@ -9,6 +9,7 @@ use crate::base::{Error, Result};
 use crate::model::kernels::parallel::{Threads, parallel_for};
 use crate::model::kernels::reduce::sum_squares;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// What the backward pass reads and writes; bf16 unless said. N rows.
 pub struct BackwardCall<'a> {
@@ -90,27 +91,30 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
     unsafe {
         pack_inputs(shape, call.x, call.g, &scratch)?;
         parallel_for(shape.width / 32, 1, |range| {
-            let registers = Registers::take();
-            let panel = Tiles::new(2 * shape.hidden / 32);
-            for block in range {
-                activation_block(
-                    &registers,
-                    shape,
-                    call.weights_down,
-                    kept,
-                    &scratch,
-                    &panel,
-                    block,
-                );
+            let panel_tiles = 2 * shape.hidden / 32;
+            let group = pack::panels_at_once(panel_tiles * TILE_BYTES).min(range.len());
+            let (registers, panels) = (Registers::take(), Tiles::new(group * panel_tiles));
+            for first in range.clone().step_by(group) {
+                let blocks = first..(first + group).min(range.end);
+                pack_down(shape, call.weights_down, &panels, blocks.clone());
+                for block in blocks {
+                    let panel = panels.tile((block - first) * panel_tiles);
+                    activation_block(&registers, shape, kept, &scratch, panel, block);
+                }
             }
         })?;
         sum_router_gradients(shape, &scratch, call.d_weights);
         let dx = Shared::new(call.dx);
         parallel_for(shape.hidden / 32, 1, |range| {
-            let registers = Registers::take();
-            let panel = Tiles::new(2 * f16);
-            for block in range {
-                input_block(&registers, shape, call.weights_gate_up, &scratch, &panel, block, dx);
+            let group = pack::panels_at_once(2 * f16 * TILE_BYTES).min(range.len());
+            let (registers, panels) = (Registers::take(), Tiles::new(group * 2 * f16));
+            for first in range.clone().step_by(group) {
+                let blocks = first..(first + group).min(range.end);
+                pack_gate_up(shape, call.weights_gate_up, &panels, blocks.clone());
+                for block in blocks {
+                    let panel = panels.tile((block - first) * 2 * f16);
+                    input_block(&registers, shape, &scratch, panel, block, dx);
+                }
             }
         })?;
     }
@@ -196,31 +200,55 @@ unsafe fn pack_inputs(shape: Shape, x: &[u16], g: &[u16], scratch: &Scratch) -> 
     })
 }
 
+/// B tiles of W_down for blocks of 32 of F; depth is H.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn pack_down(shape: Shape, weights: &[u16], panels: &Tiles, blocks: Range<usize>) {
+    let column = 32 * blocks.start;
+    let at = |h: usize| weights.as_ptr().wrapping_add(h * shape.width + column).cast::<u8>();
+    let row = |p: usize| [at(2 * p), at(2 * p + 1)];
+    let (pairs, panel_bytes) = (shape.hidden / 2, 2 * shape.hidden / 32 * TILE_BYTES);
+    // SAFETY: rows of the weights, 32 columns a block; the panels have room for the blocks.
+    unsafe { pack::weight_pairs(pairs, blocks.len(), row, panels.tile(0), panel_bytes) };
+}
+
+/// B tiles of W_gate_up for blocks of 32 of H; depth is F, in pairs (gate f, up f), in the order in
+/// which the gradient's tiles hold f.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn pack_gate_up(shape: Shape, weights: &[u16], panels: &Tiles, blocks: Range<usize>) {
+    let column = 32 * blocks.start;
+    let at = |f: usize| weights.as_ptr().wrapping_add(f * shape.hidden + column).cast::<u8>();
+    let row = |p: usize| {
+        let f = 32 * (p / 32) + pack::column(p / 16 % 2, p % 16);
+        [at(f), at(shape.width + f)]
+    };
+    let panel_bytes = 2 * shape.width / 16 * TILE_BYTES;
+    // SAFETY: rows of the weights, 32 columns a block; the panels have room for the blocks.
+    unsafe { pack::weight_pairs(shape.width, blocks.len(), row, panels.tile(0), panel_bytes) };
+}
+
+/// Two packed tiles side by side, all along a panel.
+fn panel_operand(panel: *mut u8) -> Operand {
+    Operand::packed(panel, panel.wrapping_add(TILE_BYTES), 2 * TILE_BYTES)
+}
+
 /// 32 of F: dact = g · W_down for all rows, then through the activation.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn activation_block(
     registers: &Registers,
     shape: Shape,
-    weights: &[u16],
     kept: &Tiles,
     scratch: &Scratch,
-    panel: &Tiles,
+    panel: *mut u8,
     block: usize,
 ) {
     let (depth, blocks_n) = (shape.hidden / 32, shape.blocks_n());
-    let at = |h: usize| weights.as_ptr().wrapping_add(h * shape.width + 32 * block).cast::<u8>();
-    // SAFETY: rows of the weights, 32 columns from 32 block; the panel has 2 depth tiles.
-    unsafe {
-        let row = |p: usize| [at(2 * p), at(2 * p + 1)];
-        pack::weight_pairs(16 * depth, row, panel.tile(0));
-    }
     let sums = scratch.d_weights.tile(0).cast::<f32>().wrapping_add(block * ROW_BLOCK * blocks_n);
     let mut out = Block::new();
     let mut act_rows = [_mm512_setzero_si512(); 32];
     for n in 0..blocks_n {
         let tile = |half: usize| scratch.g_rows.tile((2 * n + half) * depth).cast_const();
         let a = Operand::packed(tile(0), tile(1), TILE_BYTES);
-        let b = Operand::packed(panel.tile(0), panel.tile(1), 2 * TILE_BYTES);
+        let b = panel_operand(panel);
         // SAFETY: all tiles were packed.
         unsafe { product(registers, depth, a, b, &mut out) };
         // SAFETY: 32 padded router weights of this block.
@@ -295,27 +323,18 @@ unsafe fn sum_router_gradients(shape: Shape, scratch: &Scratch, out: &mut [f32])
 unsafe fn input_block(
     registers: &Registers,
     shape: Shape,
-    weights: &[u16],
     scratch: &Scratch,
-    panel: &Tiles,
+    panel: *mut u8,
     block: usize,
     dx: Shared<u16>,
 ) {
     let depth = shape.width / 16;
-    let at = |f: usize| weights.as_ptr().wrapping_add(f * shape.hidden + 32 * block).cast::<u8>();
-    // Pairs are (gate f, up f), in the order in which the gradient's tiles hold f.
-    let row = |p: usize| {
-        let f = 32 * (p / 32) + pack::column(p / 16 % 2, p % 16);
-        [at(f), at(shape.width + f)]
-    };
-    // SAFETY: rows of the weights, 32 columns from 32 block; the panel has 2 depth tiles.
-    unsafe { pack::weight_pairs(16 * depth, row, panel.tile(0)) };
     let order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
     let mut out = Block::new();
     for n in 0..shape.blocks_n() {
         let tile = |half: usize| scratch.d_pairs.tile((2 * n + half) * depth).cast_const();
         let a = Operand::packed(tile(0), tile(1), TILE_BYTES);
-        let b = Operand::packed(panel.tile(0), panel.tile(1), 2 * TILE_BYTES);
+        let b = panel_operand(panel);
         // SAFETY: all tiles were packed.
         unsafe { product(registers, depth, a, b, &mut out) };
         for half in 0..2 {

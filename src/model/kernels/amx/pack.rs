@@ -73,38 +73,53 @@ pub unsafe fn transposed(at: *const u8, row_bytes: usize, valid: usize, tile: *m
 }
 
 /// Pairs whose rows are fetched ahead of the one being packed.
-const AHEAD: usize = 8;
+const AHEAD: usize = 4;
 
-/// B tiles from `pairs` (a multiple of 16) pairs of weight rows, 32 columns wide: `row(p)` names
-/// the two rows of pair p. Tile 2 k + b holds pairs 16 k .. 16 k + 16. Columns are left in the
-/// order that unpacking gives: column j of tile b is column [`column`]`(b, j)`.
+/// B tiles of `blocks` neighbouring panels of 32 columns, from `pairs` (a multiple of 16) pairs of
+/// weight rows: `row(p)` names where the first panel's columns start in the two rows of pair p.
+/// Panels lie `panel_bytes` apart; in each, tile 2 k + b holds pairs 16 k .. 16 k + 16. Columns are
+/// left in the order that unpacking gives: column j of tile b is column [`column`]`(b, j)`.
+///
+/// Panels are packed together because rows lie far apart: what is read of a row at once should
+/// fill whole lines of memory, one after the other.
 ///
 /// # Safety
-/// Both rows of every pair are readable for 64 bytes; `panel` has room for `pairs / 8` tiles.
+/// Both rows of every pair are readable for 64 bytes a block; `panel` has room for `pairs / 8`
+/// tiles a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub unsafe fn weight_pairs(pairs: usize, row: impl Fn(usize) -> [*const u8; 2], panel: *mut u8) {
+pub unsafe fn weight_pairs(
+    pairs: usize,
+    blocks: usize,
+    row: impl Fn(usize) -> [*const u8; 2],
+    panel: *mut u8,
+    panel_bytes: usize,
+) {
     for p in 0..pairs {
-        // Rows lie too far apart for the processor to guess. Behind the last pair follow the
-        // first ones of the next 32 columns.
-        let ahead = p + AHEAD;
-        let next = match ahead < pairs {
-            true => row(ahead),
-            false => row(ahead % pairs).map(|at| at.wrapping_add(64)),
-        };
-        let tile = panel.wrapping_add(2 * TILE_BYTES * (p / 16) + 64 * (p % 16));
         let [even, odd] = row(p);
-        // SAFETY: by the caller's promise; prefetching takes any address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(next[0].cast());
-            _mm_prefetch::<_MM_HINT_T0>(next[1].cast());
-            let even = _mm512_loadu_si512(even.cast());
-            let odd = _mm512_loadu_si512(odd.cast());
-            let (low, high) = (_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd));
-            _mm512_store_si512(tile.cast(), low);
-            _mm512_store_si512(tile.wrapping_add(TILE_BYTES).cast(), high);
+        let next = row((p + AHEAD).min(pairs - 1));
+        let tile = panel.wrapping_add(2 * TILE_BYTES * (p / 16) + 64 * (p % 16));
+        for block in 0..blocks {
+            // SAFETY: by the caller's promise; prefetching takes any address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(next[0].wrapping_add(64 * block).cast());
+                _mm_prefetch::<_MM_HINT_T0>(next[1].wrapping_add(64 * block).cast());
+                let even = _mm512_loadu_si512(even.wrapping_add(64 * block).cast());
+                let odd = _mm512_loadu_si512(odd.wrapping_add(64 * block).cast());
+                let low = _mm512_unpacklo_epi16(even, odd);
+                let high = _mm512_unpackhi_epi16(even, odd);
+                let at = tile.wrapping_add(panel_bytes * block);
+                _mm512_store_si512(at.cast(), low);
+                _mm512_store_si512(at.wrapping_add(TILE_BYTES).cast(), high);
+            }
         }
     }
+}
+
+/// Panels that are packed together: as many as fit beside other things in the second-level cache.
+pub fn panels_at_once(panel_bytes: usize) -> usize {
+    const ROOM: usize = 1 << 20;
+    (ROOM / panel_bytes).clamp(1, 8)
 }
 
 /// The column of 32 that column `j` of tile `b` of [`weight_pairs`] holds.
