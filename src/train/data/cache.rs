@@ -121,6 +121,11 @@ impl TokenFile {
     /// # Errors
     /// When the file is missing, has another length, or (a small one) another checksum.
     pub fn open(path: &Path, count: &TokenCount) -> Result<Self> {
+        Self::open_holding(path, count, HELD)
+    }
+
+    /// As [`Self::open`], holding files of up to `most` bytes in memory.
+    fn open_holding(path: &Path, count: &TokenCount, most: u64) -> Result<Self> {
         let reading = |e| Error::io(format!("reading token file {}", path.display()), e);
         let file = File::open(path).map_err(reading)?;
         let len = file.metadata().map_err(reading)?.len();
@@ -128,7 +133,7 @@ impl TokenFile {
         if len != expected {
             return Err(damaged(path).with("bytes", len).with("expected", expected));
         }
-        let bytes = if len <= HELD {
+        let bytes = if len <= most {
             let bytes = std::fs::read(path).map_err(reading)?;
             if crc32c::crc32c(&bytes) != count.crc {
                 return Err(damaged(path).with("bytes", len));
@@ -218,11 +223,15 @@ mod tests {
             writer.push(&tokens[300..]).unwrap();
             let count = writer.finish().unwrap();
             assert_eq!((count.tokens, count.targets), (1000, 666));
-            let file = TokenFile::open(&path, &count).unwrap();
-            let mut out = Vec::new();
-            file.read(290, 20, &mut out).unwrap();
-            assert_eq!(out, tokens[290..310]);
-            assert!(file.read(990, 11, &mut out).is_err());
+            // Held in memory, and read from the disk.
+            for most in [HELD, 0] {
+                let file = TokenFile::open_holding(&path, &count, most).unwrap();
+                assert_eq!(file.held_bytes(), (1000 * u64::from(width)).min(most));
+                let mut out = Vec::new();
+                file.read(290, 20, &mut out).unwrap();
+                assert_eq!(out, tokens[290..310]);
+                assert!(file.read(990, 11, &mut out).is_err());
+            }
         }
     }
 

@@ -4,10 +4,12 @@
 //! multiple of `seq`, so the last token of one is the first of the next, and every token is a
 //! target once. What does not fill a last sequence is left out.
 
+use super::cache::TokenFile;
 use super::mix::{Mixture, Split, hash, permute};
 use super::tokenise::{Tokenised, Tokenising, tokenise};
 use super::{Batch, DataSource, DataSpec, IGNORED, Progress};
 use crate::base::ledger::Ledger;
+use crate::base::units::Bytes;
 use crate::base::{Error, Result, Step};
 use crate::train::chat::ChatTemplate;
 use crate::train::tokenizer::Tokenizer;
@@ -132,8 +134,19 @@ impl TextSource {
             .sum();
         // ids and targets, and the tokens that they are read from.
         let batch = self.spec.batch as u64 * (self.spec.seq as u64 + 1) * 24;
-        let note = format!("{} tokens, {held} bytes of them held, the rest read", self.tokens());
-        ledger.add("training data", held + batch, note);
+        let disk = self.disk_bytes() - held;
+        let how = match (held, disk) {
+            (_, 0) => "held in memory".to_owned(),
+            (0, disk) => format!("read from token files of {} by sequence", Bytes(disk)),
+            (held, disk) => format!("{} held, {} read by sequence", Bytes(held), Bytes(disk)),
+        };
+        ledger.add("training data", held + batch, format!("{} tokens, {how}", self.tokens()));
+    }
+
+    /// Bytes of the token files.
+    pub fn disk_bytes(&self) -> u64 {
+        let bytes = |file: &TokenFile| file.count().tokens * u64::from(file.count().width);
+        self.files.iter().map(|f| bytes(&f.tokens.train) + bytes(&f.tokens.validation)).sum()
     }
 
     /// Appends the sequence of `seq + 1` tokens at `position` of the training order.

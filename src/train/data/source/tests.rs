@@ -188,3 +188,14 @@ fn data_that_changed_is_tokenised_again() {
     std::fs::write(&file, numbered('b', 60)).unwrap();
     assert_ne!(open(spec).unwrap().identity(), before);
 }
+
+#[test]
+fn the_ledger_says_where_the_tokens_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(dir.path(), "a.txt", &numbered('a', 60));
+    let source = open(spec(dir.path(), &[file])).unwrap();
+    let mut ledger = Ledger::default();
+    source.ledger(&mut ledger);
+    assert_eq!(ledger.lines[0].note, "961 tokens, held in memory");
+    assert_eq!((source.disk_bytes(), ledger.total()), (961 * 2, 961 * 2 + 4 * 17 * 24));
+}
