@@ -43,7 +43,8 @@ impl Desk {
                 send(&self.scheduler, done, &self.alarm);
             }
             Err(error) => {
-                let failure = Failure { actor: self.name, node: Some(node), task: Some(task), error };
+                let failure =
+                    Failure { actor: self.name, node: Some(node), task: Some(task), error };
                 send(&self.supervisor, failure, &self.alarm);
             }
         }
@@ -171,9 +172,10 @@ impl Work {
             | Self::Norm
             | Self::Snapshot => Some(Job::Dense),
             Self::Expert { .. } | Self::ExpertGrad { .. } => Some(Job::Expert),
-            Self::Update { .. } | Self::CatchUp { .. } | Self::DropGrad { .. } | Self::UpdateDense => {
-                Some(Job::Optimizer)
-            }
+            Self::Update { .. }
+            | Self::CatchUp { .. }
+            | Self::DropGrad { .. }
+            | Self::UpdateDense => Some(Job::Optimizer),
             _ => None,
         }
     }

@@ -62,10 +62,9 @@ impl Lease {
     }
 
     fn find(&self, block: BlockId) -> Result<&Pinned> {
-        self.pinned
-            .iter()
-            .find(|pinned| pinned.block == block)
-            .ok_or_else(|| Error::bug("a node used a block that it has no lease on").with("block", block))
+        self.pinned.iter().find(|pinned| pinned.block == block).ok_or_else(|| {
+            Error::bug("a node used a block that it has no lease on").with("block", block)
+        })
     }
 }
 

@@ -22,6 +22,7 @@ pub mod compute;
 pub mod lease;
 pub mod link;
 pub mod message;
+pub mod meter;
 pub mod observe;
 pub mod prefetcher;
 pub mod rank;

@@ -6,11 +6,9 @@
 
 use super::lease::Lease;
 use super::link::{Alarm, RankEvent, send};
-use super::message::{
-    Acquire, CommitRun, Failure, Foresee, Granted, NodeDone, Release,
-};
+use super::message::{Acquire, CommitRun, Failure, Foresee, Granted, NodeDone, Release};
+use super::meter::Meter;
 use super::scheduler::Scheduler;
-use super::sink::Traffic;
 use super::stage::Outcome;
 use super::supervisor::Supervisor;
 use crate::base::clock::{Clock, RealClock};
@@ -25,35 +23,10 @@ use actix::{Actor, Addr, Context, Handler, Message};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Where dense snapshots are written from: the dense state is one block.
 pub const DENSE: BlockId = BlockId { layer: 0, expert: 0, part: Part::Dense };
-
-/// Running totals that others read without a message.
-#[derive(Debug, Default)]
-pub struct Meter {
-    hits: AtomicU64,
-    misses: AtomicU64,
-    bytes_read: AtomicU64,
-    bytes_written: AtomicU64,
-    weight_bytes_read: AtomicU64,
-    disk_busy: AtomicU64,
-}
-
-impl Meter {
-    pub fn read(&self) -> Traffic {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Traffic {
-            cache_hits: get(&self.hits),
-            cache_misses: get(&self.misses),
-            bytes_read: get(&self.bytes_read),
-            bytes_written: get(&self.bytes_written),
-            disk_busy: get(&self.disk_busy),
-            weight_bytes_read: get(&self.weight_bytes_read),
-        }
-    }
-}
 
 /// The io thread finished a request.
 #[derive(Debug, Message)]
@@ -213,7 +186,10 @@ impl Prefetcher {
                 Ok(())
             }
             Move::FlushFailed { block, .. } => {
-                self.fail(None, Error::bug("a commit could not write a block").with("block", block));
+                self.fail(
+                    None,
+                    Error::bug("a commit could not write a block").with("block", block),
+                );
                 Ok(())
             }
         }

@@ -8,7 +8,8 @@ use super::communicator::{Communicator, Exchange, Staging};
 use super::compute::{DenseActor, Desk, ExpertActor, GateActor, Job, OptimizerActor};
 use super::link::{Alarm, RankEvent, send};
 use super::message::{Directive, Finished};
-use super::prefetcher::{CommitFinished, Committing, IoFinished, Meter, Parts, Prefetcher};
+use super::meter::Meter;
+use super::prefetcher::{CommitFinished, Committing, IoFinished, Parts, Prefetcher};
 use super::scheduler::{Crew, Scheduler, Start};
 use super::script::Script;
 use super::sink::Sink;
@@ -87,8 +88,7 @@ impl Disk {
                 send(prefetcher, IoFinished(done), &alarm);
             }
         });
-        let service =
-            IoService::start(options, files, Some((slots.ptr, slots.len)), on_done)?;
+        let service = IoService::start(options, files, Some((slots.ptr, slots.len)), on_done)?;
         Ok(Self { service, prefetcher })
     }
 
@@ -147,7 +147,10 @@ pub fn start(spec: RankSpec) -> Result<Rank> {
 }
 
 /// Starts an actor whose mailbox holds `capacity` messages.
-fn actor<A: Actor<Context = Context<A>>>(capacity: usize, make: impl FnOnce(Addr<A>) -> A) -> Addr<A> {
+fn actor<A: Actor<Context = Context<A>>>(
+    capacity: usize,
+    make: impl FnOnce(Addr<A>) -> A,
+) -> Addr<A> {
     A::create(|ctx| {
         ctx.set_mailbox_capacity(capacity);
         make(ctx.address())
@@ -160,12 +163,19 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
     let (rank, clock, capacity) = (spec.rank, spec.clock, spec.mailbox);
     let alarm = Alarm::new(rank, spec.events);
     let meter = Arc::new(Meter::default());
-    let supervisor =
-        actor(capacity, |_| Supervisor::new(alarm.clone(), spec.patience));
+    let supervisor = actor(capacity, |_| Supervisor::new(alarm.clone(), spec.patience));
     let engine: Engine<Planned> = Engine::new(spec.engine)?;
     let scheduler = actor(capacity, |_| {
         let spans = spec.spans.clone();
-        Scheduler::new(engine, spec.planner, clock, spec.script, alarm.clone(), spec.committed, spans)
+        Scheduler::new(
+            engine,
+            spec.planner,
+            clock,
+            spec.script,
+            alarm.clone(),
+            spec.committed,
+            spans,
+        )
     });
     send(&supervisor, Watch(scheduler.clone()), &alarm);
 
@@ -212,9 +222,8 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
     let dense = actor(capacity, |_| DenseActor::new(desk("dense", &executor)));
     let gate = actor(capacity, |_| GateActor::new(desk("gate", &executor)));
     let expert = actor(capacity, |_| ExpertActor::new(desk("expert", &executor)));
-    let optimizer = actor(capacity, |_| {
-        OptimizerActor::new(desk("optimizer", &executor)).with_own(updates)
-    });
+    let optimizer =
+        actor(capacity, |_| OptimizerActor::new(desk("optimizer", &executor)).with_own(updates));
     let communicator = exchange
         .map(|orders| actor(capacity, |_| Communicator::new(desk("communicator", &orders))));
 
@@ -236,7 +245,13 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
         })
     });
     drop(spec.io.prefetcher.set(prefetcher.clone()));
-    workers.push(start_committer(rank, spec.commit, commit_inbox, prefetcher.clone(), alarm.clone())?);
+    workers.push(start_committer(
+        rank,
+        spec.commit,
+        commit_inbox,
+        prefetcher.clone(),
+        alarm.clone(),
+    )?);
 
     let sink = actor(capacity, |_| Sink::new(meter, alarm.clone(), clock.now()));
     drop(posts.set(Posts {
@@ -247,17 +262,8 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
         optimizer: optimizer.clone(),
         communicator: communicator.clone(),
     }));
-    let crew = Crew {
-        source,
-        dense,
-        gate,
-        expert,
-        optimizer,
-        communicator,
-        prefetcher,
-        sink,
-        supervisor,
-    };
+    let crew =
+        Crew { source, dense, gate, expert, optimizer, communicator, prefetcher, sink, supervisor };
     send(&scheduler, Start(crew.clone()), &alarm);
     Ok((scheduler, crew, workers))
 }

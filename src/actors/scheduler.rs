@@ -90,7 +90,7 @@ impl Scheduler {
         clock: RealClock,
         script: Box<dyn Script>,
         alarm: Alarm,
-            committed: u64,
+        committed: u64,
         spans: Spans,
     ) -> Self {
         Self {

@@ -2,7 +2,7 @@
 //! and disk into the figures of one pass and hands them to the trainer.
 
 use super::link::{Alarm, RankEvent};
-use super::prefetcher::Meter;
+use super::meter::Meter;
 use super::stage::PassNumbers;
 use crate::base::clock::Nanos;
 use crate::graph::Report;

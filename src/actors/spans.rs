@@ -27,7 +27,14 @@ impl Spans {
 
     /// A node ended. The executor's idle time before it counts as exposed on the lane that
     /// enabled it last.
-    pub fn node(&mut self, id: NodeId, lane: Lane, task: Task, cause: &Cause, span: (Nanos, Nanos)) {
+    pub fn node(
+        &mut self,
+        id: NodeId,
+        lane: Lane,
+        task: Task,
+        cause: &Cause,
+        span: (Nanos, Nanos),
+    ) {
         if !self.recorder.enabled() {
             return;
         }

@@ -5,8 +5,8 @@
 
 use super::lease::Lease;
 use crate::base::Result;
-use crate::graph::planner::{Fact, Pass, Task};
 use crate::base::Step;
+use crate::graph::planner::{Fact, Pass, Task};
 use tch::Tensor;
 
 /// Tensors for a collective that a later task will carry out.

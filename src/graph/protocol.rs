@@ -40,8 +40,8 @@ pub enum Event<K> {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<K> {
-    /// Get the node's blocks, all or none, then say [`Event::Granted`]. [`Engine::kind`] and
-    /// [`Engine::priority`] tell which and how urgently.
+    /// Get the node's blocks, all or none, then say [`Event::Granted`]. [`super::Engine::kind`] and
+    /// [`super::Engine::priority`] tell which and how urgently.
     Acquire(NodeId),
     /// Run the node on its lane, then say [`Event::Done`] or [`Event::Failed`].
     Issue(NodeId, K, Lane, Cause),

@@ -28,7 +28,7 @@ pub struct Attention {
     o: Param,
 }
 
-/// Projected, normed and rotated queries [B,N,S,D], keys and values [B,G,S,D].
+/// Projected, normed and rotated queries `[B,N,S,D]`, keys and values `[B,G,S,D]`.
 #[derive(Debug)]
 pub struct Qkv {
     pub q: Tensor,
@@ -43,7 +43,7 @@ pub enum Mask<'a> {
     Causal,
     /// Every query sees every key (one new token over its cache).
     Full,
-    /// Added to the scores, broadcast to [B,N,Sq,Sk], or bool with true where a key is seen.
+    /// Added to the scores, broadcast to `[B,N,Sq,Sk]`, or bool with true where a key is seen.
     Given(&'a Tensor),
 }
 
@@ -78,7 +78,7 @@ impl Attention {
         [&self.qkv, &self.o].into_iter().chain(optional).collect()
     }
 
-    /// Queries, keys and values of `x` [B,S,H] (compute type) at the rotation's positions.
+    /// Queries, keys and values of `x` `[B,S,H]` (compute type) at the rotation's positions.
     pub fn project(&self, x: &Tensor, rotation: &Rotation) -> Result<Qkv> {
         let (b, s, _) = x.size3()?;
         let bias = self.bias.as_ref().map(|bias| &bias.leaf);
@@ -101,7 +101,7 @@ impl Attention {
         Ok(Qkv { q, k, v: v.f_transpose(1, 2)? })
     }
 
-    /// Norm, clamp and rotation of one projection [B,S,N·D], giving [B,N,S,D].
+    /// Norm, clamp and rotation of one projection [B,S,N·D], giving `[B,N,S,D]`.
     fn turn(
         &self,
         x: &Tensor,
@@ -153,7 +153,7 @@ impl Attention {
         Ok(wide.f_reshape([b, g * groups, s, d])?)
     }
 
-    /// Output projection of [B,S,N·D], giving [B,S,H] in the compute type.
+    /// Output projection of [B,S,N·D], giving `[B,S,H]` in the compute type.
     pub fn output(&self, context: &Tensor) -> Result<Tensor> {
         Ok(context.f_linear(&self.o.leaf, None::<&Tensor>)?)
     }

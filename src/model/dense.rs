@@ -30,11 +30,11 @@ use tch::{Kind, Tensor};
 /// What a layer hands to its gate and experts.
 #[derive(Debug)]
 pub struct LayerOut {
-    /// Residual stream with attention and shared expert added, f32 [T,H].
+    /// Residual stream with attention and shared expert added, f32 `[T,H]`.
     pub h_th: Tensor,
-    /// Input of the routed experts, compute type [T,H].
+    /// Input of the routed experts, compute type `[T,H]`.
     pub y_th: Tensor,
-    /// Router logits, f32 [T,E].
+    /// Router logits, f32 `[T,E]`.
     pub logits_te: Tensor,
 }
 
@@ -136,7 +136,7 @@ impl DenseModel {
         &mut self.params
     }
 
-    /// Embeddings of `ids` [B,S] i64: f32 [B,S,H].
+    /// Embeddings of `ids` `[B,S]` i64: f32 `[B,S,H]`.
     ///
     /// # Errors
     /// Torch if an id is outside the vocabulary.
@@ -147,7 +147,7 @@ impl DenseModel {
         })
     }
 
-    /// Adds the embedding's gradient: `dx` f32 [B,S,H] for `ids` [B,S], in token order.
+    /// Adds the embedding's gradient: `dx` f32 `[B,S,H]` for `ids` `[B,S]`, in token order.
     pub fn embed_backward(&self, ids: &Tensor, dx: &Tensor) -> Result<()> {
         let (rows, h) = (ids.numel() as i64, self.config.hidden as i64);
         let index = ids.f_reshape([rows])?;
@@ -156,7 +156,7 @@ impl DenseModel {
         Ok(())
     }
 
-    /// One layer up to its experts, without a graph: `x` f32 [B,S,H] from position 0.
+    /// One layer up to its experts, without a graph: `x` f32 `[B,S,H]` from position 0.
     pub fn layer(&self, l: usize, x: &Tensor) -> Result<LayerOut> {
         tch::no_grad(|| self.forward(l, x))
     }
@@ -170,7 +170,7 @@ impl DenseModel {
         })
     }
 
-    /// Gradient of a layer's input, f32 [B,S,H], from those of its outputs: `dh_th` f32,
+    /// Gradient of a layer's input, f32 `[B,S,H]`, from those of its outputs: `dh_th` f32,
     /// `dy_th` f32 or compute type, `dlogits_te` f32. Parameter gradients are added to the flat
     /// gradient.
     pub fn layer_backward(
@@ -200,7 +200,7 @@ impl DenseModel {
         dx.ok_or_else(|| Error::bug("a layer's output does not depend on its input"))
     }
 
-    /// Loss of the last layer's output `x` f32 [B,S,H] against `targets` [B,S] i64 (those that
+    /// Loss of the last layer's output `x` f32 `[B,S,H]` against `targets` `[B,S]` i64 (those that
     /// are [`loss::IGNORE`] do not count), and the gradient of `scale` times the sum. Gradients
     /// of head and final norm are added.
     ///
@@ -224,7 +224,7 @@ impl DenseModel {
         Ok(HeadLoss { nll_sum, targets, dx })
     }
 
-    /// Logits of `x` f32 [..,H]: f32 [T,V], without a graph.
+    /// Logits of `x` f32 [..,H]: f32 `[T,V]`, without a graph.
     pub fn head_logits(&self, x: &Tensor) -> Result<Tensor> {
         tch::no_grad(|| {
             let logits = self.final_norm(x)?.f_linear(&self.head_param().leaf, None::<&Tensor>)?;
@@ -232,7 +232,7 @@ impl DenseModel {
         })
     }
 
-    /// -log p(target) of every row, f32 [T] (0 where the target is ignored), without a graph.
+    /// -log p(target) of every row, f32 `[T]` (0 where the target is ignored), without a graph.
     pub fn head_nll(&self, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
         tch::no_grad(|| {
             let n = self.final_norm(x)?;
@@ -244,7 +244,7 @@ impl DenseModel {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
-    /// Final norm as rows [T,H] in the compute type.
+    /// Final norm as rows `[T,H]` in the compute type.
     fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
         let n = rms_norm(x, &self.final_norm.leaf, self.config.norm_eps, self.precision.kind())?;
         Ok(n.f_reshape([-1, self.config.hidden as i64])?)

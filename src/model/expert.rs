@@ -154,7 +154,7 @@ pub fn forward(view: &ExpertView<'_>, x_nh: &Tensor, keep: bool) -> Result<(Tens
 pub struct Gradients {
     /// d loss / d x [N, H], in the compute type.
     pub dx_nh: Tensor,
-    /// d loss / d w [N], f32.
+    /// d loss / d w `[N]`, f32.
     pub dw_n: Tensor,
     /// Σ gradient² of the slot after this pass, where the kernels have it at no cost.
     pub sum_squares: Option<f64>,

@@ -43,11 +43,11 @@ pub struct RowsLoss {
     pub nll_sum: f64,
     /// Rows counted.
     pub targets: usize,
-    /// scale · d nll_sum / d x, compute type, [T,H].
+    /// scale · d nll_sum / d x, compute type, `[T,H]`.
     pub dx_th: Tensor,
 }
 
-/// Cross-entropy of `x_th` against `targets_t` with the head `head` [V,H]; gradients are those of
+/// Cross-entropy of `x_th` against `targets_t` with the head `head` `[V,H]`; gradients are those of
 /// `scale` times the sum, and the head's is added to `head`.
 ///
 /// # Errors

@@ -30,7 +30,7 @@ impl Rope {
         Ok(Self { inv_freq_d: Tensor::f_from_slice(&inv)? })
     }
 
-    /// Rotation of `positions` [S] or [B,S], i64.
+    /// Rotation of `positions` `[S]` or `[B,S]`, i64.
     pub fn at(&self, positions: &Tensor) -> Result<Rotation> {
         let angles = positions
             .f_to_kind(Kind::Float)?
@@ -47,7 +47,7 @@ impl Rope {
 }
 
 impl Rotation {
-    /// Rotates `x` [B,S,N,D] (f32 or bf16), giving `kind`.
+    /// Rotates `x` `[B,S,N,D]` (f32 or bf16), giving `kind`.
     pub fn apply(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
         let halves = x.f_to_kind(Kind::Float)?.f_chunk(2, -1)?;
         let (a, b) = (&halves[0], &halves[1]);

@@ -10,10 +10,10 @@ use tch::{Kind, Tensor};
 /// A layer's shared expert.
 #[derive(Debug)]
 pub struct SharedExpert {
-    /// Gate and up projections as one matrix [2F,H].
+    /// Gate and up projections as one matrix `[2F,H]`.
     gate_up: Param,
     down: Param,
-    /// [1,H], f32.
+    /// `[1,H]`, f32.
     gate: Param,
 }
 
@@ -35,7 +35,7 @@ impl SharedExpert {
         [&self.gate_up, &self.down, &self.gate]
     }
 
-    /// sigmoid(y · gate) · down(silu(gate(y)) · up(y)), f32 [T,H]; `y_th` in the compute type,
+    /// sigmoid(y · gate) · down(silu(gate(y)) · up(y)), f32 `[T,H]`; `y_th` in the compute type,
     /// `y32_th` the same in f32.
     pub fn forward(&self, y_th: &Tensor, y32_th: &Tensor) -> Result<Tensor> {
         let none = None::<&Tensor>;

@@ -131,7 +131,7 @@ impl SledIndex {
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self> {
         let config = sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
         // sled asserts some of what it reads: a damaged file must not end the program.
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        let opened = open_patiently(&config);
         let damaged = || {
             Error::corrupt("the index is damaged; restore the store from a copy")
                 .with("path", dir.display())
@@ -160,6 +160,21 @@ impl SledIndex {
             paths.push(folder);
         }
         Ok(paths)
+    }
+}
+
+/// sled lets go of its lock a moment after it was closed, on a thread of its own. The store's lock
+/// is ours by now, so nobody else can be in the folder.
+fn open_patiently(config: &sled::Config) -> std::thread::Result<sled::Result<sled::Db>> {
+    let begun = std::time::Instant::now();
+    loop {
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        let locked = matches!(&opened, Ok(Err(sled::Error::Io(e)))
+            if e.kind() == std::io::ErrorKind::WouldBlock || e.to_string().contains("acquire lock"));
+        if !locked || begun.elapsed().as_secs() >= 10 {
+            return opened;
+        }
+        std::thread::yield_now();
     }
 }
 

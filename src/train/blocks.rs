@@ -69,7 +69,12 @@ impl Blocks {
         self.arena.slot(SlotId { part, index })
     }
 
-    fn submit(&mut self, op: IoOp, located: crate::storage::disk::Extent, slot: SlotBytes) -> Result<u64> {
+    fn submit(
+        &mut self,
+        op: IoOp,
+        located: crate::storage::disk::Extent,
+        slot: SlotBytes,
+    ) -> Result<u64> {
         self.next_tag += 1;
         let tag = self.next_tag;
         // SAFETY: the arena lives as long as `self`, and the slot is not touched before the
@@ -165,11 +170,7 @@ impl Blocks {
     }
 
     /// An expert's weights, state, and the updates that they contain.
-    pub fn read_expert(
-        &mut self,
-        layer: usize,
-        expert: usize,
-    ) -> Result<(Vec<u8>, Vec<u8>, u64)> {
+    pub fn read_expert(&mut self, layer: usize, expert: usize) -> Result<(Vec<u8>, Vec<u8>, u64)> {
         let (weights, located) = self.read(BlockId::weights(layer, expert), 0)?;
         let (weights, applied) = (weights.to_vec(), located.applied);
         let (state, _) = self.read(BlockId::state(layer, expert), 0)?;

@@ -2,7 +2,7 @@
 //!
 //! The template is Hugging Face's Jinja (`chat_template.jinja`, or `chat_template` of
 //! `tokenizer_config.json`), rendered with the globals that transformers gives it. What of the
-//! text is the assistant's is found by rendering, never by guessing at markers: see [`spans`].
+//! text is the assistant's is found by rendering, never by guessing at markers: see `spans`.
 
 mod dates;
 mod spans;

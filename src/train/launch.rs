@@ -1,10 +1,10 @@
 //! Starting the ranks of a pipeline on stores that are ready.
 
+use super::agreement::{Agreement, commit};
 use super::pipeline::Pipeline;
 use super::placement::{Load, Placement};
 use super::stage::update::{Meta, Rates, Updater};
 use super::stage::{StageSpec, TrainStage, UpdateStage};
-use super::agreement::{Agreement, commit};
 use super::{blocks::Blocks, model_of};
 use crate::actors::communicator::Staging;
 use crate::actors::link::{Alarm, RankEvent};
@@ -18,7 +18,9 @@ use crate::base::clock::RealClock;
 use crate::base::units::round_up;
 use crate::base::{BlockId, Error, Part, Result};
 use crate::comm::{self, Collective};
-use crate::config::{Activations, Config, Idle, NonFinite, Place, ScheduleKind, StorageEngine, Toggle};
+use crate::config::{
+    Activations, Config, Idle, NonFinite, Place, ScheduleKind, StorageEngine, Toggle,
+};
 use crate::graph::planner::train::{TrainPlanner, TrainShape};
 use crate::graph::{Credits, EngineConfig, Lane, Schedule};
 use crate::model::config::{ModelConfig, Precision};
@@ -253,8 +255,7 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         optimizer_lane: if own_thread { Lane::Optim } else { Lane::Compute },
     };
     let applied = ready.applied(rank)?;
-    let planner =
-        TrainPlanner::new(shape, pipeline.make_predictor(), ready.meta.updates, applied);
+    let planner = TrainPlanner::new(shape, pipeline.make_predictor(), ready.meta.updates, applied);
 
     let updater = Updater {
         optimizer: pipeline.make_optimizer(),

@@ -139,8 +139,9 @@ impl Placement {
             class(Part::State, self.state_bytes, blocks),
             class(Part::Dense, dense, 1),
         ];
-        let spilled = blocks - u64::from(self.slots.grads).min(blocks);
-        if self.clipped && spilled > 0 {
+        // Gradients that wait for the norm are spilled when slots run out; a resume may have
+        // fewer slots than the run began with.
+        if self.clipped {
             classes.push(class(Part::Grad, self.grad_bytes, blocks));
         }
         // Several ranks keep the commit that they have in common.
@@ -176,9 +177,21 @@ pub fn ledger(load: &Load, placement: &Placement, base: u64) -> Ledger {
     ledger.add("dense snapshot", snapshot, "of a commit, while it is written");
     let s = placement.slots;
     let note = |n: u32| format!("{n} of {} blocks on each rank", placement.blocks);
-    ledger.add("slots: weights", u64::from(s.weights) * placement.weights_bytes * ranks, note(s.weights));
-    ledger.add("slots: states", u64::from(s.states) * placement.state_bytes * ranks, note(s.states));
-    ledger.add("slots: gradients", u64::from(s.grads) * placement.grad_bytes * ranks, note(s.grads));
+    ledger.add(
+        "slots: weights",
+        u64::from(s.weights) * placement.weights_bytes * ranks,
+        note(s.weights),
+    );
+    ledger.add(
+        "slots: states",
+        u64::from(s.states) * placement.state_bytes * ranks,
+        note(s.states),
+    );
+    ledger.add(
+        "slots: gradients",
+        u64::from(s.grads) * placement.grad_bytes * ranks,
+        note(s.grads),
+    );
 
     let layers = config.layers as u64;
     let mut kept = 4 * h + c * h + 4 * e + k * (8 * 4 + 4 * 3);
@@ -193,9 +206,10 @@ pub fn ledger(load: &Load, placement: &Placement, base: u64) -> Ledger {
     ledger.add("rows of a layer", in_layer * tokens, "expert inputs, outputs and their gradients");
 
     let micro = tokens / (load.micro_batches as u64 * ranks).max(1);
-    let head = 3 * crate::model::loss::chunk_rows(config.vocab as i64) as u64 * config.vocab as u64 * 4
-        + 6 * micro * h * 4
-        + config.vocab as u64 * h * (4 + c);
+    let head =
+        3 * crate::model::loss::chunk_rows(config.vocab as i64) as u64 * config.vocab as u64 * 4
+            + 6 * micro * h * 4
+            + config.vocab as u64 * h * (4 + c);
     let segment = dense_tape(config, c, load.seq as u64) * micro * 2;
     let rows = micro.min(micro * k / e.max(1) * 8 + 64);
     let expert = rows * (8 * h + 12 * f) * c + 4 * 3 * h * f * c;

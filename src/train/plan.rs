@@ -11,7 +11,7 @@ use crate::base::{Error, Result};
 use crate::config::{self, Config, Device};
 use crate::model::config::{ModelConfig, Precision};
 use crate::storage::arena::Arena;
-use crate::storage::disk::{DataFile, FileId, Extent, IoBuf, IoDone, IoOp, IoRequest, IoService};
+use crate::storage::disk::{DataFile, Extent, FileId, IoBuf, IoDone, IoOp, IoRequest, IoService};
 use crate::storage::hierarchy::SlotClass;
 use crate::storage::store::Store;
 use serde::Serialize;
@@ -60,13 +60,11 @@ pub fn plan(config: &Config, probe_dir: &Path) -> Result<Plan> {
     let disk_bytes = Store::disk_required(&placement.store(&load, serde_json::json!({}))) * ranks;
     let (mut read, mut written) = placement.traffic();
     (read, written) = (read * ranks, written * ranks);
-    if config.train.commit_every > 0 {
-        // A commit writes what is resident and changed.
-        let slots = placement.slots;
-        let resident = u64::from(slots.weights) * placement.weights_bytes
-            + u64::from(slots.states) * placement.state_bytes;
-        written += resident * ranks / config.train.commit_every;
-    }
+    // A commit writes what is resident and changed.
+    let slots = placement.slots;
+    let resident = u64::from(slots.weights) * placement.weights_bytes
+        + u64::from(slots.states) * placement.state_bytes;
+    written += (resident * ranks).checked_div(config.train.commit_every).unwrap_or(0);
     let compute_seconds = compute_seconds(&load, &machine);
     let io_seconds = read as f64 / machine.disk_read + written as f64 / machine.disk_write;
     let seconds = match config.graph.schedule {

@@ -3,15 +3,14 @@
 
 use super::agreement;
 use super::chat::ChatTemplate;
-use super::data::document::Documents;
-use super::data::{DataSpec, FileSpec, Format, TextSource};
+use super::data::{DataSpec, FileSpec, Format, TextSource, tokenizer_for};
 use super::folder::RunFolder;
 use super::launch::Ready;
 use super::model_of;
 use super::pipeline::Pipeline;
 use super::placement::{Load, Placement};
 use super::stage::update::Meta;
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Tokenizer, TokenizerSpec};
 use crate::base::units::Bytes;
 use crate::base::{Error, ErrorKind, Result};
 use crate::config::{self, Activations, Config, FileFormat, Model};
@@ -26,39 +25,14 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Text that a BPE is trained on at most: beyond it the vocabulary hardly changes.
-const BPE_TEXT: usize = 32 << 20;
-
 /// The tokenizer of a run. A new run makes it and keeps it in its folder; a resume finds it there.
 pub fn tokenizer(config: &Config, kept: &Path) -> Result<Tokenizer> {
-    if kept.join("tokenizer.json").exists() {
-        return Tokenizer::load(kept);
-    }
-    let tokenizer = match &config.data.tokenizer {
-        config::Tokenizer::Bytes {} => Tokenizer::bytes()?,
-        config::Tokenizer::File { path } => Tokenizer::load(path)?,
-        config::Tokenizer::Bpe { vocab } => Tokenizer::train_bpe(*vocab, &texts(config)?)?,
+    let spec = match &config.data.tokenizer {
+        config::Tokenizer::Bytes {} => TokenizerSpec::Bytes,
+        config::Tokenizer::File { path } => TokenizerSpec::File { path: path.clone() },
+        config::Tokenizer::Bpe { vocab } => TokenizerSpec::Bpe { vocab: *vocab },
     };
-    std::fs::create_dir_all(kept)
-        .map_err(|e| Error::io(format!("creating {}", kept.display()), e))?;
-    tokenizer.save(kept)?;
-    Ok(tokenizer)
-}
-
-fn texts(config: &Config) -> Result<Vec<String>> {
-    let mut texts = Vec::new();
-    let mut size = 0;
-    for file in files(config) {
-        let mut documents = Documents::open(&file.path, file.format, &file.text_key)?;
-        while size < BPE_TEXT
-            && let Some(document) = documents.next()?
-        {
-            let text = document.text();
-            size += text.len();
-            texts.push(text);
-        }
-    }
-    Ok(texts)
+    tokenizer_for(&spec, &files(config), config.data.seed, kept)
 }
 
 fn files(config: &Config) -> Vec<FileSpec> {
@@ -180,7 +154,8 @@ pub fn create_stores(
     let config = &pipeline.config;
     let placement = Placement::new(&load)?;
     let checkpoint = config.model.from().map(|from| Checkpoint::open(from)).transpose()?;
-    std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("creating {}", dir.display()), e))?;
+    std::fs::create_dir_all(dir)
+        .map_err(|e| Error::io(format!("creating {}", dir.display()), e))?;
     check_disk(dir, &load, &placement)?;
     let seed = config.model.shape().map_or(config.train.seed, |shape| shape.seed);
     let model = load.config.clone();
@@ -191,7 +166,8 @@ pub fn create_stores(
         let dir = rank_dir(dir, rank, load.ranks);
         stores.push(Arc::new(Store::create(&dir, &spec, &options)?));
     }
-    let ready = Ready { model: model.clone(), load, placement, stores, meta: Meta::default() };
+    let meta = Meta { gate: pipeline.make_gate(&model)?.state(), ..Meta::default() };
+    let ready = Ready { model: model.clone(), load, placement, stores, meta };
     let total = (model.layers * model.experts) as u64;
     let mut params = match &checkpoint {
         Some(checkpoint) => DenseParams::load(&model, ready.precision(), checkpoint)?,
@@ -200,11 +176,8 @@ pub fn create_stores(
     let mut dense = vec![0; params.state_bytes()];
     params.write_state(&mut dense)?;
     drop(params);
-    let meta = serde_json::to_vec(&Meta {
-        gate: pipeline.make_gate(&model)?.state(),
-        ..Meta::default()
-    })
-    .map_err(|e| Error::bug("cannot write the commit's facts").from_source(e))?;
+    let meta = serde_json::to_vec(&ready.meta)
+        .map_err(|e| Error::bug("cannot write the commit's facts").from_source(e))?;
     for rank in 0..ready.load.ranks {
         let mut blocks = ready.blocks(rank, config)?;
         let before = rank as u64 * total / ready.load.ranks as u64;
@@ -233,8 +206,7 @@ fn store_options(config: &Config) -> StoreOptions {
 pub fn open_stores(pipeline: &Pipeline, dir: &Path, load: Load) -> Result<Ready> {
     let config = &pipeline.config;
     let placement = Placement::new(&load)?;
-    let dirs: Vec<PathBuf> =
-        (0..load.ranks).map(|rank| rank_dir(dir, rank, load.ranks)).collect();
+    let dirs: Vec<PathBuf> = (0..load.ranks).map(|rank| rank_dir(dir, rank, load.ranks)).collect();
     let stores = agreement::open(&dirs, &store_options(config))?;
     for (rank, store) in stores.iter().enumerate() {
         if store.spec().identity != identity(&load, rank) {

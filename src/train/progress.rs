@@ -87,7 +87,10 @@ impl TrainProgress {
             Show::Lines(every) => {
                 if self.last_line.is_none_or(|at| at.elapsed() >= every) {
                     self.last_line = Some(Instant::now());
-                    eprintln!("{doing}: {done}{}", if total > 0 { format!(" of {total}") } else { String::new() });
+                    eprintln!(
+                        "{doing}: {done}{}",
+                        if total > 0 { format!(" of {total}") } else { String::new() }
+                    );
                 }
             }
             Show::Quiet => {}

@@ -115,8 +115,16 @@ mod tests {
         let rhythm = Rhythm { commit_every: 2, keep_every: 4, eval_every: 3, eval_batches: 1 };
         let mut script = TrainScript::new(StopGate::until(5), rhythm, 1, 5);
         let expected = [
-            "train 2", "commit ", "train 3", "eval 3.0", "train 4", "commit step-4", "train 5",
-            "eval 5.0", "commit ", "finish",
+            "train 2",
+            "commit ",
+            "train 3",
+            "eval 3.0",
+            "train 4",
+            "commit step-4",
+            "train 5",
+            "eval 5.0",
+            "commit ",
+            "finish",
         ];
         assert_eq!(names(&mut script), expected);
     }

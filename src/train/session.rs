@@ -89,6 +89,11 @@ impl Session {
         Ok(self.run(Pass::Train, batch, &none)?.swap_remove(0))
     }
 
+    /// Brings every idle expert up to date, as if it had been updated at every step.
+    pub fn catch_up(&self) {
+        self.ranks.tell(&Directive::CatchUp);
+    }
+
     /// The loss of `batch`, without an update.
     pub fn evaluate(&mut self, batch: &StepBatch) -> Result<PassNumbers> {
         self.passes += 1;
@@ -117,9 +122,9 @@ impl Session {
             .into_iter()
             .map(|(rank, mb, index)| {
                 let all = &numbers[rank].logits;
-                all.get(start(rank, mb) + index).cloned().ok_or_else(|| {
-                    Error::bug("a pass gave fewer logits than were asked for")
-                })
+                all.get(start(rank, mb) + index)
+                    .cloned()
+                    .ok_or_else(|| Error::bug("a pass gave fewer logits than were asked for"))
             })
             .collect()
     }

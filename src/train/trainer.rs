@@ -94,18 +94,20 @@ pub(super) fn train(pipeline: Pipeline) -> Result<Summary> {
     if !fresh {
         let allow = |key: &str| may_change(key) || pipeline.allow.iter().any(|a| a == key);
         for change in folder.resume(&table_of(config)?, committed, allow)? {
-            let show = |v: &Option<toml::Value>| v.as_ref().map_or("unset".into(), ToString::to_string);
-            eprintln!("changed: {} from {} to {}", change.key, show(&change.from), show(&change.to));
+            let show =
+                |v: &Option<toml::Value>| v.as_ref().map_or("unset".into(), ToString::to_string);
+            eprintln!(
+                "changed: {} from {} to {}",
+                change.key,
+                show(&change.from),
+                show(&change.to)
+            );
         }
     }
     run(&pipeline, &folder, ready, &tokenizer, show)
 }
 
-fn prepare_run(
-    pipeline: &Pipeline,
-    folder: &RunFolder,
-    show: Show,
-) -> Result<(Ready, Tokenizer)> {
+fn prepare_run(pipeline: &Pipeline, folder: &RunFolder, show: Show) -> Result<(Ready, Tokenizer)> {
     let config = &pipeline.config;
     let tokenizer = prepare::tokenizer(config, &folder.tokenizer_path())?;
     let model = model_of::model_config(config, &tokenizer)?;

@@ -7,8 +7,8 @@
 use super::data::{Batch, IGNORED};
 use super::launch::Ready;
 use super::pipeline::Pipeline;
-use super::session::{self, Session};
 use super::prepare;
+use super::session::{self, Session};
 use crate::base::{Error, Result};
 use crate::config::Config;
 use crate::model::config::ModelConfig;
@@ -355,6 +355,7 @@ fn check_training(
 
 impl Findings {
     fn add_bits(&mut self, bits: u64) {
-        self.fingerprint = self.fingerprint.rotate_left(5).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ bits;
+        self.fingerprint =
+            self.fingerprint.rotate_left(5).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ bits;
     }
 }

@@ -39,7 +39,11 @@ impl Timetable {
 
     /// When the update that belongs to `step` is due for `layer`.
     pub fn update(&self, step: Step, layer: usize) -> u64 {
-        if self.clipped { self.forward(step + 1, layer) - 1 } else { self.backward(step, layer) + 1 }
+        if self.clipped {
+            self.forward(step + 1, layer) - 1
+        } else {
+            self.backward(step, layer) + 1
+        }
     }
 
     /// When the dense update of `step` is due: the boundary of the step.

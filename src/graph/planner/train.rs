@@ -5,6 +5,8 @@
 //! when its routes are known; backward and update nodes all at once, for by then every route is
 //! known. An expert that no token chose gets no node, and so costs nothing (law 6).
 
+mod backward;
+
 use super::predictor::Predictor;
 use super::time::Timetable;
 use super::{Ahead, Fact, Need, Pass, Plan, Planned, Task, Use, Work};
@@ -140,7 +142,8 @@ impl TrainPlanner {
             Fact::Norm { finite } => self.add_updates(plan, *finite),
             Fact::Totals { .. } | Fact::Done => {}
         }
-        if let Work::Update { layer, expert, .. } | Work::CatchUp { layer, expert, .. } = task.work {
+        if let Work::Update { layer, expert, .. } | Work::CatchUp { layer, expert, .. } = task.work
+        {
             self.pending_update.remove(&(layer, expert));
         }
     }
@@ -340,211 +343,11 @@ impl TrainPlanner {
         Some(id)
     }
 
-    fn add_backward(&mut self, plan: &mut Plan) {
-        let (layers, mbs, step) = (self.shape.layers, self.shape.micro_batches, self.step);
-        // What each micro-batch's gradient at the layer above waits for.
-        let mut above: Vec<Vec<NodeId>> = vec![Vec::new(); mbs];
-        let mut grads = Vec::new();
-        for layer in (0..layers).rev() {
-            let at = self.time.backward(step, layer);
-            let arrived: Vec<NodeId> = if self.shape.ranks > 1 {
-                (0..mbs)
-                    .map(|mb| {
-                        let deps = above[mb].clone();
-                        self.comm(plan, Work::DispatchGrad { layer, mb }, at, deps)
-                    })
-                    .collect()
-            } else {
-                above.concat()
-            };
-            let start = self.node(plan, Work::Join, Lane::Control, at, arrived);
-            let mut experts = Vec::new();
-            for expert in self.used(layer) {
-                let id = self.add_expert_grad(plan, layer, expert, start);
-                experts.push(id);
-                grads.push(id);
-            }
-            let join = self.node(plan, Work::Join, Lane::Control, at, experts);
-            let returned: Vec<NodeId> = (0..mbs)
-                .map(|mb| match self.shape.ranks {
-                    1 => join,
-                    _ => self.comm(plan, Work::CombineGrad { layer, mb }, at, vec![join]),
-                })
-                .collect();
-            let mut last = None;
-            for mb in 0..mbs {
-                let mut deps = vec![returned[mb]];
-                // Dense gradients are summed in micro-batch order.
-                deps.extend(last);
-                let gate = self.node(plan, Work::GateGrad { layer, mb }, Lane::Compute, at, deps);
-                let work = Work::DenseGrad { layer, mb };
-                let dense = self.node(plan, work, Lane::Compute, at, vec![gate]);
-                above[mb] = vec![dense];
-                last = Some(dense);
-            }
-        }
-        if self.shape.lookahead > 0 {
-            for layer in (0..layers).rev() {
-                let use_at = self.time.backward(step, layer);
-                let blocks = self.used(layer).into_iter().map(|e| BlockId::weights(layer, e));
-                plan.ahead.extend(blocks.map(|block| Ahead { block, use_at }));
-            }
-        }
-        let at = self.time.boundary(step);
-        let mut deps = above.concat();
-        if self.shape.ranks > 1 {
-            deps = vec![self.comm(plan, Work::ReduceDense, at, deps)];
-        }
-        deps.extend(grads);
-        if self.shape.ranks > 1 {
-            deps = vec![self.comm(plan, Work::GatherNorms, at, deps)];
-        }
-        if self.shape.clipped {
-            // The factor of the updates before must not change while they run.
-            let mut before: Vec<NodeId> = self.pending_update.values().copied().collect();
-            before.sort_unstable();
-            deps.extend(before);
-            self.node(plan, Work::Norm, Lane::Compute, at, deps);
-            return;
-        }
-        self.updates += 1;
-        deps.extend(self.commit);
-        self.dense_update = Some(self.node(plan, Work::UpdateDense, Lane::Compute, at, deps));
-    }
-
-    /// Backward of an expert and, when nothing is clipped, its update right behind it.
-    fn add_expert_grad(
-        &mut self,
-        plan: &mut Plan,
-        layer: usize,
-        expert: usize,
-        start: NodeId,
-    ) -> NodeId {
-        let (at, update_at) =
-            (self.time.backward(self.step, layer), self.time.update(self.step, layer));
-        let needs = vec![
-            Need {
-                block: BlockId::weights(layer, expert),
-                access: Use::Read,
-                next_use: update_at,
-            },
-            Need { block: BlockId::grad(layer, expert), access: Use::Create, next_use: update_at },
-        ];
-        let mut deps = vec![start];
-        if !self.shape.clipped {
-            // A gradient that is about to be consumed is not worth spilling: wait for a slot.
-            if self.window.len() >= self.shape.grad_window.max(1) {
-                deps.extend(self.window.pop_front());
-            }
-        }
-        let due = (at, 4 * expert as u64);
-        let work = Work::ExpertGrad { layer, expert };
-        let grad = self.node_with(plan, work, Lane::Compute, due, deps, needs, None);
-        if !self.shape.clipped {
-            let due = (at, 4 * expert as u64 + 1);
-            self.add_update(plan, layer, expert, vec![grad], due, self.updates + 1);
-        }
-        grad
-    }
-
-    fn add_update(
-        &mut self,
-        plan: &mut Plan,
-        layer: usize,
-        expert: usize,
-        mut deps: Vec<NodeId>,
-        due: (u64, u64),
-        number: u64,
-    ) {
-        let next = self.step + 1;
-        let needs = vec![
-            Need {
-                block: BlockId::weights(layer, expert),
-                access: Use::Update,
-                next_use: self.time.forward(next, layer),
-            },
-            Need {
-                block: BlockId::state(layer, expert),
-                access: Use::Update,
-                next_use: self.time.update(next, layer),
-            },
-            Need {
-                block: BlockId::grad(layer, expert),
-                access: Use::Consume,
-                next_use: u64::MAX,
-            },
-        ];
-        deps.extend(self.commit);
-        let (work, lane) = (Work::Update { layer, expert, number }, self.shape.optimizer_lane);
-        let id = self.node_with(plan, work, lane, due, deps, needs, None);
-        self.pending_update.insert((layer, expert), id);
-        if !self.shape.clipped {
-            self.window.push_back(id);
-        }
-        let local = self.local(expert);
-        self.applied[layer][local] = number;
-    }
-
-    /// The norm is known: the wave of updates, or, when it is not finite, none.
-    fn add_updates(&mut self, plan: &mut Plan, finite: bool) {
-        if finite {
-            self.updates += 1;
-        }
-        for layer in 0..self.shape.layers {
-            let at = self.time.update(self.step, layer);
-            for expert in self.used(layer) {
-                let due = (at, expert as u64);
-                if finite {
-                    self.add_update(plan, layer, expert, vec![], due, self.updates);
-                    continue;
-                }
-                let needs = vec![Need {
-                    block: BlockId::grad(layer, expert),
-                    access: Use::Consume,
-                    next_use: u64::MAX,
-                }];
-                let work = Work::DropGrad { layer, expert };
-                self.node_with(plan, work, Lane::Compute, due, vec![], needs, None);
-            }
-        }
-        if finite {
-            let at = self.time.boundary(self.step);
-            let deps = self.commit.into_iter().collect();
-            self.dense_update = Some(self.node(plan, Work::UpdateDense, Lane::Compute, at, deps));
-            if self.shape.lookahead > 0 {
-                self.foresee_states(plan);
-            }
-        }
-    }
-
     fn foresee_weights(&mut self, plan: &mut Plan, layer: usize) {
         let use_at = self.time.forward(self.step, layer);
         let experts = self.predictor.likely(layer, self.shape.local_experts.clone());
         plan.ahead.extend(
             experts.into_iter().map(|e| Ahead { block: BlockId::weights(layer, e), use_at }),
         );
-    }
-
-    /// States are needed in the order of the updates: what comes first is fetched first.
-    /// With clipping their gradients may have been spilled, and come back with them.
-    fn foresee_states(&mut self, plan: &mut Plan) {
-        let layers: Vec<usize> = match self.shape.clipped {
-            true => (0..self.shape.layers).collect(),
-            false => (0..self.shape.layers).rev().collect(),
-        };
-        for layer in layers {
-            let use_at = self.time.update(self.step, layer);
-            let experts = match self.shape.clipped {
-                // Gradients are there: what will be updated is known.
-                true => self.used(layer),
-                false => self.predictor.likely(layer, self.shape.local_experts.clone()),
-            };
-            for expert in experts {
-                plan.ahead.push(Ahead { block: BlockId::state(layer, expert), use_at });
-                if self.shape.clipped {
-                    plan.ahead.push(Ahead { block: BlockId::grad(layer, expert), use_at });
-                }
-            }
-        }
     }
 }

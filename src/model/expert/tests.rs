@@ -24,7 +24,8 @@ fn case(hidden: usize, width: usize, rows: i64, precision: Precision) -> Case {
     draw.f_copy_data(&mut master, shape.elements()).unwrap();
     let bytes = |x: &mut Vec<f32>| {
         let len = x.len() * 4;
-        // The tests' slots are f32 vectors, so that they are aligned.
+        // SAFETY: the tests' slots are f32 vectors, so any byte pattern is a value of theirs, and
+        // the slice covers exactly the vector.
         unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast::<u8>(), len) }
     };
     shape.write_master(&master, bytes(&mut weights), bytes(&mut state)).unwrap();

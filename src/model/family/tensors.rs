@@ -140,7 +140,7 @@ fn layer_tensors(config: &ModelConfig, layer: usize, all: &mut Vec<DenseTensor>)
     }
 }
 
-/// Names and shapes of one routed expert's gate [F,H], up [F,H] and down [H,F] projections.
+/// Names and shapes of one routed expert's gate `[F,H]`, up `[F,H]` and down `[H,F]` projections.
 pub fn expert_tensors(
     config: &ModelConfig,
     layer: usize,

@@ -68,7 +68,7 @@ impl RouterStats {
         sum * self.chosen_e.len() as f64
     }
 
-    /// d (coef · auxiliary loss) / d probability of expert e, the same for every row: [E], f32.
+    /// d (coef · auxiliary loss) / d probability of expert e, the same for every row: `[E]`, f32.
     ///
     /// # Errors
     /// [`crate::base::ErrorKind::Torch`] when libtorch fails.

@@ -183,7 +183,7 @@ fn losses_and_their_gradients_match_autograd() {
         selections.iter().map(|s| Tensor::randn_like(&s.experts_tk.to_kind(Kind::Float))).collect();
     let mut loss = aux * 0.01 + z * 0.003;
     for ((leaf, selection), dw) in leaves.iter().zip(&selections).zip(&dweights) {
-        loss = loss + (gate.weights(leaf, selection).unwrap() * dw).sum(Kind::Float);
+        loss += (gate.weights(leaf, selection).unwrap() * dw).sum(Kind::Float);
     }
     let want = Tensor::run_backward(&[loss], &leaves, false, false);
     let aux_e = stats.aux_gradient(0.01).unwrap();

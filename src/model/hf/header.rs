@@ -174,7 +174,7 @@ pub fn parse(json: &[u8], data: u64, start: u64) -> Result<Vec<TensorInfo>> {
         let (dtype, shape) = (entry.dtype, entry.shape);
         tensors.push(TensorInfo { name, dtype, shape, offset: start + begin, len: end - begin });
     }
-    tensors.sort_by(|a, b| (a.offset, a.len).cmp(&(b.offset, b.len)));
+    tensors.sort_by_key(|tensor| (tensor.offset, tensor.len));
     let mut next = start;
     for tensor in &tensors {
         if tensor.offset != next {

@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn bf16_rounds_to_nearest_even() {
-        for (x, want) in [(1.0, 0x3f80), (1.003_906_25, 0x3f80), (1.011_718_75, 0x3f82)] {
+        for (x, want) in [(1.0, 0x3f80), (1.003_906_3, 0x3f80), (1.011_718_8, 0x3f82)] {
             assert_eq!(to_bf16(x), want, "{x}");
             assert_eq!(to_bf16(x), half::bf16::from_f32(x).to_bits());
         }

@@ -123,13 +123,13 @@ pub struct Backward<'a, T> {
     pub gate_up: &'a [T],
     /// d loss / d (weighted act), before the router weight: [N, F].
     pub dact: &'a [T],
-    /// Router weights [N].
+    /// Router weights `[N]`.
     pub weights: &'a [f32],
     /// Out: gradient of `gate_up` [N, 2F], with the router weight.
     pub d_gate_up: &'a mut [T],
     /// Out: act times the router weight [N, F].
     pub act_weighted: &'a mut [T],
-    /// Out: Σ_f dact · act [N], the router weights' gradient.
+    /// Out: Σ_f dact · act `[N]`, the router weights' gradient.
     pub d_weights: &'a mut [f32],
 }
 

@@ -134,9 +134,11 @@ fn transfer(parts: &Parts, chunk: &Chunk) -> Result<u32> {
         let left = chunk.len - at;
         // SAFETY: `IoBuf::new`'s caller promised the range until the request is answered, which
         // happens after this chunk has ended.
-        let moved = match chunk.op {
-            IoOp::Read => unsafe { libc::pread(fd, ptr, left, offset as libc::off_t) },
-            IoOp::Write => unsafe { libc::pwrite(fd, ptr, left, offset as libc::off_t) },
+        let moved = unsafe {
+            match chunk.op {
+                IoOp::Read => libc::pread(fd, ptr, left, offset as libc::off_t),
+                IoOp::Write => libc::pwrite(fd, ptr, left, offset as libc::off_t),
+            }
         };
         match usize::try_from(moved) {
             Ok(0) => return Err(truncated_error(file, offset)),

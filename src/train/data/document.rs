@@ -118,11 +118,7 @@ impl Documents {
     ///
     /// # Errors
     /// When a line is not UTF-8, not JSON, or lacks its key: named by file and line.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "an iterator of results would go on past an error"
-    )]
-    pub fn next(&mut self) -> Result<Option<Document>> {
+    pub fn read_next(&mut self) -> Result<Option<Document>> {
         match self.format {
             Format::Text | Format::Auto => self.next_of_text(),
             Format::Jsonl | Format::Chat => self.next_of_lines(),
@@ -248,7 +244,7 @@ mod tests {
         let (_dir, path) = write(text, "d.jsonl");
         let mut last = Documents::open(&path, format, "text").map(|mut documents| {
             loop {
-                match documents.next() {
+                match documents.read_next() {
                     Ok(Some(_)) => {}
                     Ok(None) => panic!("no error"),
                     Err(e) => return e.to_string(),
@@ -265,7 +261,7 @@ mod tests {
         let (_dir, path) = write(&text, "a.txt");
         let mut documents = Documents::open(&path, Format::Auto, "text").unwrap();
         let mut parts = Vec::new();
-        while let Some(part) = documents.next().unwrap() {
+        while let Some(part) = documents.read_next().unwrap() {
             parts.push(part);
         }
         assert!(parts.len() > 1);

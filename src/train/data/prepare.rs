@@ -52,7 +52,7 @@ pub fn tokenizer_for(
 }
 
 /// Pieces of about [`PIECE`] bytes of the files' text: all of them, or a seeded choice of
-/// [`SAMPLE`] (Vitter's algorithm R), in an order that depends on the data and the seed alone.
+/// `SAMPLE` (Vitter's algorithm R), in an order that depends on the data and the seed alone.
 ///
 /// # Errors
 /// When a file is missing, malformed or empty.
@@ -63,7 +63,7 @@ pub fn sample(files: &[FileSpec], seed: u64) -> Result<Vec<String>> {
         let mut documents = Documents::open(&file.path, file.format, &file.text_key)?;
         let lines = documents.format() != Format::Text;
         let mut piece = String::new();
-        while let Some(document) = documents.next()? {
+        while let Some(document) = documents.read_next()? {
             piece += &document.text();
             if lines {
                 piece.push('\n');

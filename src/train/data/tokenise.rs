@@ -131,7 +131,7 @@ pub fn tokenise(
 fn gather(documents: &mut Documents, size: usize) -> Result<(Vec<Document>, usize)> {
     let (mut batch, mut total) = (Vec::new(), 0);
     while total < size {
-        let Some(document) = documents.next()? else { break };
+        let Some(document) = documents.read_next()? else { break };
         total += document.size();
         batch.push(document);
     }

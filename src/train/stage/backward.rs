@@ -144,9 +144,8 @@ impl TrainStage {
             let g_nh = have(&inbox.grad_rows, "gradient rows")?.f_index_select(0, &rows.take_n)?;
             let w_n = have(&inbox.weights_n, "weights")?.f_index_select(0, &rows.put_n)?;
             let kept = inbox.kept[local].take();
-            let made = tch::no_grad(|| {
-                expert::backward(&view, &x_nh, kept, &g_nh, &w_n, grad, first)
-            })?;
+            let made =
+                tch::no_grad(|| expert::backward(&view, &x_nh, kept, &g_nh, &w_n, grad, first))?;
             first = false;
             let (dx, dw) = (&mut inbox.dx, &mut inbox.dw);
             let dx = dx.as_mut().ok_or_else(|| Error::bug("no place for input gradients"))?;
@@ -174,7 +173,11 @@ impl TrainStage {
         let cell = table.cell(layer, mb)?;
         // Sums over the K choices, in their order.
         let dx = take(&mut cell.inbox.dx, "input gradients")?;
-        let dy_th = dx.f_view([-1, top_k, hidden])?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
+        let dy_th = dx.f_view([-1, top_k, hidden])?.f_sum_dim_intlist(
+            [1i64].as_slice(),
+            false,
+            Kind::Float,
+        )?;
         let dw_tk = take(&mut cell.inbox.dw, "weight gradients")?.f_view([-1, top_k])?;
         let logits = take(&mut cell.logits, "router logits")?;
         let selection = take(&mut cell.selection, "selection")?;
@@ -228,12 +231,12 @@ impl TrainStage {
         let mut stats = RouterStats::default();
         let mut dropped = 0;
         let mut load = vec![vec![0; experts]; layers];
-        for layer in 0..layers {
+        for (layer, load) in load.iter_mut().enumerate() {
             for mb in 0..self.micro_batches {
                 let cell = self.table()?.cell(layer, mb)?;
                 stats.add(&cell.stats);
                 dropped += cell.dropped;
-                for (sum, n) in load[layer].iter_mut().zip(&cell.stats.chosen_e) {
+                for (sum, n) in load.iter_mut().zip(&cell.stats.chosen_e) {
                     *sum += n;
                 }
             }

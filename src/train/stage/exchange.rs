@@ -36,8 +36,7 @@ impl TrainStage {
         let mut parts = Vec::with_capacity(ranks);
         for rank in 0..ranks {
             let experts = rank * each..(rank + 1) * each;
-            let counts: Vec<i64> =
-                experts.clone().map(|e| assigned.rows(e).len() as i64).collect();
+            let counts: Vec<i64> = experts.clone().map(|e| assigned.rows(e).len() as i64).collect();
             let rows = assigned.offsets[experts.start]..assigned.offsets[experts.end];
             let tokens = Tensor::f_from_slice(&assigned.tokens[rows])?;
             parts.push(vec![Tensor::f_from_slice(&counts)?, y_th.f_index_select(0, &tokens)?]);
@@ -73,10 +72,8 @@ impl TrainStage {
         };
         let table = self.table()?;
         table.cell(layer, mb)?.inbox = inbox;
-        let all_there = table
-            .micro_batches
-            .iter()
-            .all(|mb| !mb.layers[layer].inbox.from_rank.is_empty());
+        let all_there =
+            table.micro_batches.iter().all(|mb| !mb.layers[layer].inbox.from_rank.is_empty());
         // A rank whose experts nobody chose has nothing to compute, and answers at once.
         if all_there && table.used_experts(layer) == 0 {
             self.stage_combine(pass, layer)?;
@@ -97,7 +94,13 @@ impl TrainStage {
     }
 
     /// Puts rows that came back, sorted as they were sent, at their (token, choice).
-    fn put_back(&mut self, layer: usize, mb: usize, rows: &[Tensor], like: &Tensor) -> Result<Tensor> {
+    fn put_back(
+        &mut self,
+        layer: usize,
+        mb: usize,
+        rows: &[Tensor],
+        like: &Tensor,
+    ) -> Result<Tensor> {
         let cell = self.table()?.cell(layer, mb)?;
         let slots = have(&cell.weights, "router weights")?.numel() as i64;
         let assigned = have(&cell.assigned, "routes")?;
@@ -155,7 +158,8 @@ impl TrainStage {
         let hidden = self.model.config().hidden as i64;
         let (mut grads, mut weights) = (Vec::new(), Vec::new());
         for mut tensors in from {
-            weights.push(tensors.pop().ok_or_else(|| Error::bug("gradients came without weights"))?);
+            weights
+                .push(tensors.pop().ok_or_else(|| Error::bug("gradients came without weights"))?);
             grads.push(tensors.pop().ok_or_else(|| Error::bug("gradients came without rows"))?);
         }
         let inbox = &mut self.table()?.cell(layer, mb)?.inbox;
@@ -270,7 +274,9 @@ impl TrainStage {
                 }
                 Ok(())
             }
-            (work, _) => Err(Error::bug("something arrived that no task waits for").with("task", work)),
+            (work, _) => {
+                Err(Error::bug("something arrived that no task waits for").with("task", work))
+            }
         }
     }
 }

@@ -200,8 +200,10 @@ impl Stage for TrainStage {
             }
             Work::DropGrad { .. } => Ok(Outcome::default()),
             Work::Snapshot => self.snapshot(),
-            work => Err(Error::bug("the executor was given a task of another thread")
-                .with("task", work)),
+            work => {
+                Err(Error::bug("the executor was given a task of another thread")
+                    .with("task", work))
+            }
         }
     }
 
@@ -222,8 +224,10 @@ impl Stage for UpdateStage {
             Work::CatchUp { layer, expert, from, to } => {
                 self.0.update((layer, expert), (from, to), lease)
             }
-            work => Err(Error::bug("the optimizer was given a task of another thread")
-                .with("task", work)),
+            work => {
+                Err(Error::bug("the optimizer was given a task of another thread")
+                    .with("task", work))
+            }
         }
     }
 

@@ -11,9 +11,9 @@ use tch::Tensor;
 /// Where one local expert's rows come from and go to.
 #[derive(Debug)]
 pub struct Rows {
-    /// Rows of the input, i64 [N].
+    /// Rows of the input, i64 `[N]`.
     pub take_n: Tensor,
-    /// Rows of the output, i64 [N].
+    /// Rows of the output, i64 `[N]`.
     pub put_n: Tensor,
     pub count: usize,
 }

@@ -55,7 +55,9 @@ impl Totals {
     pub fn from_tensor(tensor: &Tensor, layers: usize, experts: usize) -> Result<Self> {
         let flat = Vec::<f64>::try_from(tensor)?;
         if flat.len() != 5 + experts * (2 + layers) {
-            return Err(Error::bug("totals of a rank have the wrong length").with("got", flat.len()));
+            return Err(
+                Error::bug("totals of a rank have the wrong length").with("got", flat.len())
+            );
         }
         let (head, rest) = flat.split_at(5);
         let (chosen, rest) = rest.split_at(experts);

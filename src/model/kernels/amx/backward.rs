@@ -23,11 +23,11 @@ pub struct BackwardCall<'a> {
     pub x: &'a [u16],
     /// d loss / d weighted output [N, H].
     pub g: &'a [u16],
-    /// Router weights [N], f32.
+    /// Router weights `[N]`, f32.
     pub weights: &'a [f32],
     /// Out: d loss / d x [N, H].
     pub dx: &'a mut [u16],
-    /// Out: d loss / d router weights [N], f32.
+    /// Out: d loss / d router weights `[N]`, f32.
     pub d_weights: &'a mut [f32],
     /// Gradient of gate_up [2F, H], f32.
     pub grad_gate_up: &'a mut [f32],
@@ -290,10 +290,10 @@ unsafe fn activation_block(
                     _mm512_store_si512(row(1).cast(), to_bf16(d_up[0], d_up[1]));
                 }
             }
-            for half in 0..2 {
+            for (half, pairs) in d_pairs.into_iter().enumerate() {
                 let tile = (2 * n + half) * (shape.width / 16) + 2 * block + b;
                 // SAFETY: a tile that this index owns.
-                unsafe { store_tile(scratch.d_pairs.tile(tile), &transpose(d_pairs[half])) };
+                unsafe { store_tile(scratch.d_pairs.tile(tile), &transpose(pairs)) };
             }
         }
         for half in 0..2 {
@@ -382,7 +382,7 @@ impl Outer<'_> {
         let stream = self.first && self.slot.at(0).addr().is_multiple_of(64);
         let mut squares = [_mm512_setzero_ps(); 2];
         for row in 0..32 {
-            for half in 0..2 {
+            for (half, square) in squares.iter_mut().enumerate() {
                 let at = self.slot.at(start + row * self.columns + 16 * half);
                 // SAFETY: 16 elements of the slot in a block that this index owns; `stream` says
                 // that the slot is aligned to 64 bytes, and so then is every 16th element.
@@ -396,7 +396,7 @@ impl Outer<'_> {
                         }
                         _mm512_storeu_ps(at, value);
                     }
-                    squares[half] = _mm512_fmadd_ps(value, value, squares[half]);
+                    *square = _mm512_fmadd_ps(value, value, *square);
                 }
             }
         }

@@ -92,7 +92,7 @@ pub fn from_bf16(x: __m512i) -> [__m512; 2] {
     [widen(_mm512_castsi512_si256(x)), widen(_mm512_extracti64x4_epi64::<1>(x))]
 }
 
-/// Lanes (first[i], second[i]) in bf16: what rows 2r and 2r+1 of a B operand become.
+/// Lanes (first`[i]`, second`[i]`) in bf16: what rows 2r and 2r+1 of a B operand become.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub fn pair(first: __m512, second: __m512) -> __m512i {

@@ -15,7 +15,7 @@
 //! Np, a multiple of 32), H hidden, F expert width; both multiples of 32.
 //!
 //! A tile is 16 rows of 64 bytes. An A tile holds 16 × 32 bf16. A B tile holds 32 × 16 in pairs:
-//! its row r, column c is (B[2r][c], B[2r+1][c]). Packed operands lie tile by tile, 1 KiB each.
+//! its row r, column c is (`B[2r][c]`, `B[2r+1][c]`). Packed operands lie tile by tile, 1 KiB each.
 
 mod backward;
 mod buffer;

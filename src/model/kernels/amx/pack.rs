@@ -4,8 +4,8 @@ use super::TILE_BYTES;
 use super::lanes::{load_rows, store_tile, transpose, zip};
 use std::arch::x86_64::*;
 
-/// B tile of xᵀ from rows of x: 16 rows [n] of 32 values along the depth become 16 pairs [k] of 16
-/// columns [n]. `at`: the block's first value; `row_bytes` from row to row; rows from `valid` on
+/// B tile of xᵀ from rows of x: 16 rows `[n]` of 32 values along the depth become 16 pairs `[k]` of 16
+/// columns `[n]`. `at`: the block's first value; `row_bytes` from row to row; rows from `valid` on
 /// are zero.
 ///
 /// # Safety
@@ -28,7 +28,7 @@ pub unsafe fn rows(at: *const u8, row_bytes: usize, valid: usize, tile: *mut u8)
     unsafe { store_tile(tile, &load_rows(at, row_bytes, valid)) };
 }
 
-/// From 32 rows [n] of 16 values [h]: the pairs (row 2r, row 2r + 1) of a B tile, in registers.
+/// From 32 rows `[n]` of 16 values `[h]`: the pairs (row 2r, row 2r + 1) of a B tile, in registers.
 ///
 /// # Safety
 /// `valid` rows of 32 bytes are readable.
@@ -50,7 +50,7 @@ unsafe fn row_pairs(at: *const u8, row_bytes: usize, valid: usize) -> [__m512i; 
     pairs
 }
 
-/// B tile from 32 rows [n] of 16 values [h]; depth is n.
+/// B tile from 32 rows `[n]` of 16 values `[h]`; depth is n.
 ///
 /// # Safety
 /// `valid` rows of 32 bytes are readable, and `tile` is a packed tile.
@@ -61,7 +61,7 @@ pub unsafe fn pairs(at: *const u8, row_bytes: usize, valid: usize, tile: *mut u8
     unsafe { store_tile(tile, &row_pairs(at, row_bytes, valid)) };
 }
 
-/// A tile of the transpose from 32 rows [n] of 16 values [h]: 16 rows [h] of 32 values [n].
+/// A tile of the transpose from 32 rows `[n]` of 16 values `[h]`: 16 rows `[h]` of 32 values `[n]`.
 ///
 /// # Safety
 /// As [`pairs`].
@@ -78,7 +78,7 @@ const AHEAD: usize = 4;
 /// B tiles of `blocks` neighbouring panels of 32 columns, from `pairs` (a multiple of 16) pairs of
 /// weight rows: `row(p)` names where the first panel's columns start in the two rows of pair p.
 /// Panels lie `panel_bytes` apart; in each, tile 2 k + b holds pairs 16 k .. 16 k + 16. Columns are
-/// left in the order that unpacking gives: column j of tile b is column [`column`]`(b, j)`.
+/// left in the order that unpacking gives: column j of tile b is column [`column()`]`(b, j)`.
 ///
 /// Panels are packed together because rows lie far apart: what is read of a row at once should
 /// fill whole lines of memory, one after the other.
