@@ -221,3 +221,145 @@ impl Accounting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Command, Credits, Engine, EngineConfig, Event, NodeSpec, Schedule};
+    use super::*;
+    use proptest::prelude::*;
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+
+    fn cause(by: Option<(NodeId, Lane)>, times: [Nanos; 5]) -> Cause {
+        let [by_ended, enabled, acquired, granted, issued] = times;
+        Cause { by, by_ended, enabled, acquired, granted, issued }
+    }
+
+    #[test]
+    fn a_gap_is_given_to_the_lanes_of_the_chain_that_filled_it() {
+        let mut account = Accounting::new(0);
+        // Node 0 computes from 2 to 10; its end is known at 11.
+        account.issued(0, Lane::Compute, cause(None, [0, 1, 1, 1, 1]));
+        account.busy(0, 2, 10);
+        account.done(11, 0);
+        // Node 1 exchanges until 31, after waiting from 11 to 16 for buffers.
+        let by = Some((0, Lane::Compute));
+        account.issued(1, Lane::Comm, cause(by, [11, 11, 11, 16, 16]));
+        account.done(31, 1);
+        // Node 2 is added at 35 by the planner, waits for weights until 55 and computes from 56.
+        let by = Some((1, Lane::Comm));
+        account.issued(2, Lane::Compute, cause(by, [31, 35, 35, 55, 55]));
+        account.busy(2, 56, 100);
+        account.done(101, 2);
+
+        let report = account.finish(104);
+        assert_eq!((report.wall, report.busy, report.nodes), (104, 8 + 44, 2));
+        assert_eq!(report.exposed_of(Lane::Comm), 15); // 16 to 31
+        assert_eq!(report.exposed_of(Lane::Io), 5 + 20); // 11 to 16, 35 to 55
+        assert_eq!(report.exposed_of(Lane::Control), 1 + 4 + 3); // 0 to 1, 31 to 35, 101 to 104
+        assert_eq!(report.overhead, 1 + 1 + 1 + 1); // 1 to 2, 10 to 11, 55 to 56, 100 to 101
+        assert_eq!(report.exposed_of(Lane::Compute), 0);
+        assert!(report.imbalance() == 0.0);
+        assert_eq!(report.used[Lane::Comm.index()], 15);
+    }
+
+    #[test]
+    fn a_step_is_the_difference_of_two_reports() {
+        let mut account = Accounting::new(100);
+        let mut step = |account: &mut Accounting, id: NodeId, start: Nanos| {
+            let by = id.checked_sub(1).map(|id| (id, Lane::Compute));
+            account.issued(id, Lane::Compute, cause(by, [start - 2; 5]));
+            account.busy(id, start, start + 10);
+            account.done(start + 10, id);
+            account.report()
+        };
+        let first = step(&mut account, 0, 110);
+        let second = step(&mut account, 1, 125).since(&first);
+        assert_eq!((second.wall, second.busy, second.nodes), (15, 10, 1));
+        assert_eq!(second.overhead + second.exposed_total(), 5);
+        assert!(account.records.is_empty(), "ended nodes are forgotten");
+    }
+
+    proptest! {
+        /// Random graphs in virtual time, with late hand-overs and grants: the parts are the
+        /// wall time exactly.
+        #[test]
+        fn the_parts_make_up_the_wall_time(
+            nodes in prop::collection::vec(
+                (0..Lane::COUNT, prop::collection::vec(1..9u64, 0..3), 0..30u64, 1..50u64, 0..5u64),
+                1..50,
+            ),
+            sequential in any::<bool>(),
+            late in 0..3u64,
+        ) {
+            let schedule = if sequential { Schedule::Sequential } else { Schedule::Overlapped };
+            let config = EngineConfig { credits: Credits::default(), schedule };
+            let mut engine = Engine::new(config).unwrap();
+            let mut account = Accounting::new(0);
+            let mut future = BinaryHeap::new();
+            let mut sequence = 0;
+            for id in 0..nodes.len() {
+                // Events: 0 add, 1 grant, 2 end. Nodes are added one by one over time.
+                future.push(Reverse((id as u64 * 20, 0, id as NodeId)));
+            }
+            let (mut free_at, mut spans) = (0, std::collections::BTreeMap::new());
+            let (mut now, mut busy) = (0, 0);
+            while let Some(Reverse((at, what, id))) = future.pop() {
+                now = at;
+                let (lane, back, _, _, _) = &nodes[id as usize];
+                let event = match what {
+                    0 => {
+                        let lane = Lane::ALL[*lane];
+                        let deps = back.iter().filter(|back| **back <= id).map(|back| id - back);
+                        let mut spec = NodeSpec::new(id, (), lane).after(deps);
+                        spec.acquire = nodes[id as usize].2 > 5;
+                        if lane == Lane::Comm {
+                            spec.sequence = Some(sequence);
+                            sequence += 1;
+                        }
+                        Event::Add(vec![spec])
+                    }
+                    1 => Event::Granted(id),
+                    _ => {
+                        if let Some((start, end)) = spans.remove(&id) {
+                            account.busy(id, start, end);
+                        }
+                        account.done(now, id);
+                        Event::Done(id)
+                    }
+                };
+                let mut commands = Vec::new();
+                engine.on(now, event, &mut commands).unwrap();
+                for command in commands {
+                    match command {
+                        Command::Acquire(id) => {
+                            future.push(Reverse((now + nodes[id as usize].2, 1, id)));
+                        }
+                        Command::Issue(id, (), lane, cause) => {
+                            account.issued(id, lane, cause);
+                            let (takes, hand_over) = (nodes[id as usize].3, nodes[id as usize].4);
+                            if lane != Lane::Compute {
+                                future.push(Reverse((now + takes, 2, id)));
+                                continue;
+                            }
+                            let start = free_at.max(now + hand_over);
+                            free_at = start + takes;
+                            busy += takes;
+                            spans.insert(id, (start, free_at));
+                            future.push(Reverse((free_at + late, 2, id)));
+                        }
+                        Command::Drained => {}
+                    }
+                }
+            }
+            prop_assert!(engine.is_idle());
+            let report = account.finish(now);
+            let parts = report.busy + report.exposed_total() + report.overhead;
+            prop_assert_eq!(parts, report.wall);
+            prop_assert_eq!((report.wall, report.busy), (now, busy));
+            for lane in Lane::ALL {
+                prop_assert!(report.used[lane.index()] <= report.wall);
+            }
+        }
+    }
+}

@@ -2,4 +2,8 @@
 
 mod law1_residency;
 mod law2_dirty;
+mod law8_no_deadlock;
+mod ranks_memory;
+mod ranks_planner;
+mod ranks_world;
 mod tiers_world;
