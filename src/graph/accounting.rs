@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn a_step_is_the_difference_of_two_reports() {
         let mut account = Accounting::new(100);
-        let mut step = |account: &mut Accounting, id: NodeId, start: Nanos| {
+        let step = |account: &mut Accounting, id: NodeId, start: Nanos| {
             let by = id.checked_sub(1).map(|id| (id, Lane::Compute));
             account.issued(id, Lane::Compute, cause(by, [start - 2; 5]));
             account.busy(id, start, start + 10);
