@@ -155,7 +155,7 @@ impl World {
                 }
                 3..6 => self.end_io(),
                 6..8 => self.release(),
-                8 => self.hint(),
+                8 => self.hint(to_ask > 0),
                 _ => {
                     if self.rng.chance(10) && to_ask > 0 {
                         self.flush();
@@ -425,13 +425,15 @@ impl World {
         true
     }
 
-    fn hint(&mut self) -> bool {
+    /// Says something that binds nobody. Cancelling would break a deadlock up: it has to stop
+    /// before the end.
+    fn hint(&mut self, may_cancel: bool) -> bool {
         let part = PARTS[self.rng.below(3)];
         let block = BlockId::new(0, self.rng.below(self.setup.blocks), part);
         let at = self.time + self.rng.draw() % 30;
         match self.rng.below(7) {
             0 => self.on(Event::Plan { block, next_use: at }),
-            1 => {
+            1 if may_cancel => {
                 let waiting = self.tickets.iter().find(|(_, t)| t.slots.is_none());
                 if let Some(ticket) = waiting.map(|(id, _)| *id) {
                     self.tickets.remove(&ticket);
