@@ -16,7 +16,6 @@ mod actors;
 mod check;
 mod data;
 mod defaults;
-mod diff;
 mod model;
 mod nearest;
 pub mod reference;
@@ -32,7 +31,6 @@ pub use actors::{
     PredictorKind, Prefetcher,
 };
 pub use data::{Data, FileFormat, FileSource, Tokenizer};
-pub use diff::Change;
 pub use model::{Family, Model, Shape};
 pub use run::{Graph, Parallel, ScheduleKind, Trace};
 pub use storage::{PolicyKind, Storage, StorageEngine, Toggle};
@@ -124,14 +122,6 @@ impl Config {
         })
     }
 
-    /// The key-by-key differences from `self` to `new`, in key order.
-    ///
-    /// # Errors
-    /// `Bug` when a value has no TOML form.
-    pub fn changes(&self, new: &Self) -> Result<Vec<Change>> {
-        Ok(diff::changes(&self.to_table()?, &new.to_table()?))
-    }
-
     /// The run folder when the command line names none: `runs/NAME`.
     pub fn default_run_dir(&self) -> PathBuf {
         Path::new("runs").join(&self.name)
@@ -156,7 +146,11 @@ impl Config {
         Ok(())
     }
 
-    fn to_table(&self) -> Result<toml::Table> {
+    /// The effective configuration as a table, as it stands in a run folder.
+    ///
+    /// # Errors
+    /// `Bug` when a value has no TOML form.
+    pub fn to_table(&self) -> Result<toml::Table> {
         toml::Table::try_from(self).map_err(|e| {
             Error::bug("the configuration has a value that TOML cannot hold").from_source(e)
         })

@@ -3,10 +3,12 @@
 //! A command reads its configuration in full before it starts anything, prints what it was asked
 //! for on standard output, and returns an error rather than print one: `main` does that, once.
 
+mod cache;
 mod config;
 mod output;
 mod plan;
 mod run;
+mod store;
 mod train;
 mod verify;
 
@@ -39,6 +41,10 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Show a configuration with every default, its JSON schema, or the reference of all keys.
     Config(config::ConfigArgs),
+    /// List, check or tidy the store of a run.
+    Store(store::StoreArgs),
+    /// Replay a run's block accesses through every cache policy.
+    Cache(cache::CacheArgs),
 }
 
 impl Cli {
@@ -55,6 +61,8 @@ impl Cli {
             Command::Plan(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::Config(args) => args.run(),
+            Command::Store(args) => args.run(),
+            Command::Cache(args) => args.run(),
         }
     }
 }

@@ -100,22 +100,3 @@ fn code_built_values_are_checked_too() {
     config.train.lr = f64::NAN;
     assert!(config.validate().is_err());
 }
-
-#[test]
-fn changes_name_keys_and_know_what_a_resume_accepts() {
-    let old = parse(&[]).unwrap();
-    let new = parse(&["train.steps=9", "storage.host=2MiB", "model.hidden=64"]).unwrap();
-    let changes = old.changes(&new).unwrap();
-    let list: Vec<(&str, bool)> =
-        changes.iter().map(|c| (c.key.as_str(), c.is_resumable())).collect();
-    assert_eq!(
-        list,
-        [
-            ("model.head_dim", false),
-            ("model.hidden", false),
-            ("storage.host", true),
-            ("train.steps", true)
-        ]
-    );
-    assert_eq!((changes[3].old.as_str(), changes[3].new.as_str()), ("3", "9"));
-}

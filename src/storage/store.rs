@@ -183,13 +183,18 @@ impl Store {
         Self::open_locked(dir, options, lock)
     }
 
+    /// Whether `dir` is the folder of a store.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(MANIFEST).exists()
+    }
+
     /// Opens the store in `dir` at its last commit; anything newer is discarded.
     ///
     /// # Errors
     /// `Busy` if it is open elsewhere, `Input` if there is none, `Corrupt` where files or index
     /// are damaged.
     pub fn open(dir: &Path, options: &StoreOptions) -> Result<Self> {
-        if !dir.join(MANIFEST).exists() {
+        if !Self::is_in(dir) {
             return Err(Error::input(format!(
                 "{} holds no store: {MANIFEST} is missing",
                 dir.display()

@@ -10,6 +10,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// The recorded block accesses, in a run folder.
+pub const ACCESS_TRACE: &str = "access.trace";
+
 /// A run folder that this process holds.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -216,7 +219,7 @@ impl RunFolder {
 
     /// The recorded block accesses, which `semoe cache replay` reads.
     pub fn access_path(&self) -> PathBuf {
-        self.path.join("access.trace")
+        self.path.join(ACCESS_TRACE)
     }
 
     pub fn store_path(&self) -> PathBuf {
