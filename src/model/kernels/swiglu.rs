@@ -23,6 +23,16 @@ fn forward_body<T: Number>(gate_up: &[T], act: &mut [T]) {
     }
 }
 
+/// One element backward: (d gate, d up, act · weight, dact · act).
+#[inline(always)]
+fn backward_element(g: f32, u: f32, dact: f32, weight: f32) -> [f32; 4] {
+    let s = sigmoid(g);
+    let silu = g * s;
+    let act = silu * u;
+    let d = dact * weight;
+    [d * u * (s + silu * (1.0 - s)), d * silu, act * weight, dact * act]
+}
+
 /// One row backward; answers Σ dact · act.
 #[inline(always)]
 fn backward_body<T: Number>(
@@ -36,19 +46,29 @@ fn backward_body<T: Number>(
     let (gate, up) = gate_up.split_at(width);
     let (d_gate, d_up) = d_gate_up.split_at_mut(width);
     let mut lanes = [0f32; LANES];
-    for start in (0..width).step_by(LANES) {
-        let end = (start + LANES).min(width);
-        for i in start..end {
+    // Whole groups of lanes as arrays, so that no index is checked in the loop.
+    let whole = (gate.as_chunks::<LANES>().0.iter())
+        .zip(up.as_chunks::<LANES>().0)
+        .zip(dact.as_chunks::<LANES>().0)
+        .zip(d_gate.as_chunks_mut::<LANES>().0)
+        .zip(d_up.as_chunks_mut::<LANES>().0)
+        .zip(act_weighted.as_chunks_mut::<LANES>().0);
+    for (((((gate, up), dact), d_gate), d_up), act_weighted) in whole {
+        for i in 0..LANES {
             let (g, u, d) = (gate[i].load(), up[i].load(), dact[i].load());
-            let s = sigmoid(g);
-            let silu = g * s;
-            let act = silu * u;
-            lanes[i - start] += d * act;
-            let d = d * weight;
-            d_gate[i] = T::store(d * u * (s + silu * (1.0 - s)));
-            d_up[i] = T::store(d * silu);
-            act_weighted[i] = T::store(act * weight);
+            let [dg, du, aw, product] = backward_element(g, u, d, weight);
+            lanes[i] += product;
+            d_gate[i] = T::store(dg);
+            d_up[i] = T::store(du);
+            act_weighted[i] = T::store(aw);
         }
+    }
+    for i in width - width % LANES..width {
+        let (g, u, d) = (gate[i].load(), up[i].load(), dact[i].load());
+        let [dg, du, aw, product] = backward_element(g, u, d, weight);
+        lanes[i % LANES] += product;
+        (d_gate[i], d_up[i]) = (T::store(dg), T::store(du));
+        act_weighted[i] = T::store(aw);
     }
     lanes.iter().sum()
 }

@@ -2,11 +2,14 @@
 
 use super::buffer::{Shared, Tiles};
 use super::lanes::{from_bf16, pair, rows_of, sigmoid, to_bf16, transpose};
-use super::tile::{Block, Operand, Registers, product_ahead};
+use super::tile::{Block, Operand, Registers, product, product_ahead};
 use super::{ROW_BLOCK, TILE_BYTES, pack};
 use crate::base::Result;
 use crate::model::kernels::parallel::parallel_for;
 use std::arch::x86_64::*;
+
+/// Blocks of rows that fetch the next weights while they compute: together all 16 rows of both.
+const BLOCKS_AHEAD: usize = 2;
 
 /// Gate and up values of the forward pass in bf16: for each 16 of F and each 32 rows, a tile of
 /// gate [16 f, 32 n], then one of up.
@@ -148,10 +151,15 @@ unsafe fn gate_up_block(
         let a = Operand { tiles: [gate, up], stride: 2 * shape.hidden, step: 64 };
         let tile = |half: usize| packed.tile((2 * n + half) * depth).cast_const();
         let b = Operand::packed(tile(0), tile(1), TILE_BYTES);
-        // The next 16 of F lie right behind these; each block of rows fetches its share.
+        // The next 16 of F lie right behind these; the first blocks of rows fetch a share each.
         let ahead = |at: *const u8| at.wrapping_add(block_bytes + n * depth * 512);
         // SAFETY: rows 16 block .. + 16 of gate and up lie in the weights, B tiles were packed.
-        unsafe { product_ahead(registers, depth, a, b, [ahead(gate), ahead(up)], &mut out) };
+        unsafe {
+            match n < BLOCKS_AHEAD {
+                true => product_ahead(registers, depth, a, b, [ahead(gate), ahead(up)], &mut out),
+                false => product(registers, depth, a, b, &mut out),
+            }
+        };
         let [g0, g1, u0, u1] = &out.0;
         if let Some(kept) = kept {
             let index = KeptTiles::index(block, n, blocks_n);
@@ -212,7 +220,14 @@ unsafe fn down_block(
         let b = Operand::packed(tile(0), tile(1), TILE_BYTES);
         let ahead = |at: *const u8| at.wrapping_add(block_bytes + n * depth * 512);
         // SAFETY: rows 32 block .. + 32 lie in the weights, B tiles were made by the first product.
-        unsafe { product_ahead(registers, depth, a, b, [ahead(first), ahead(second)], &mut out) };
+        unsafe {
+            match n < BLOCKS_AHEAD {
+                true => {
+                    product_ahead(registers, depth, a, b, [ahead(first), ahead(second)], &mut out)
+                }
+                false => product(registers, depth, a, b, &mut out),
+            }
+        };
         for half in 0..2 {
             let low = transpose(rows_of(&out.0[half]));
             let high = transpose(rows_of(&out.0[2 + half]));
