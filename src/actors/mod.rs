@@ -17,6 +17,7 @@
 //! because the lanes' credits bound what can be outstanding. Tensors are moved between threads
 //! and never shared.
 
+pub mod committing;
 pub mod communicator;
 pub mod compute;
 pub mod lease;

@@ -4,6 +4,7 @@
 //! Law: a slot is never reused before what it holds is on SSD, and a block that was read is
 //! granted only after its checksum was compared.
 
+use super::committing::Committing;
 use super::lease::Lease;
 use super::link::{Alarm, RankEvent, send};
 use super::message::{Acquire, CommitRun, Failure, Foresee, Granted, NodeDone, Release};
@@ -22,6 +23,7 @@ use crate::storage::store::{Located, Store};
 use actix::{Actor, Addr, Context, Handler, Message};
 use serde::Serialize;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -39,30 +41,6 @@ pub struct IoFinished(pub IoDone);
 pub struct CommitFinished {
     pub commit: Committing,
     pub result: Result<()>,
-}
-
-/// A commit on its way.
-#[derive(Debug)]
-pub struct Committing {
-    run: CommitRun,
-    flush: u64,
-    flushed: bool,
-    dense_written: bool,
-    started: u64,
-}
-
-impl Committing {
-    pub fn step(&self) -> u64 {
-        self.run.task.step
-    }
-
-    pub fn meta(&self) -> &[u8] {
-        &self.run.snapshot.meta
-    }
-
-    pub fn keep(&self) -> Option<&str> {
-        self.run.keep.as_deref()
-    }
 }
 
 /// Makes a commit durable on a thread of its own, and answers with [`CommitFinished`].
@@ -88,6 +66,14 @@ struct Content {
     applied: u64,
 }
 
+/// Where the accesses of a run's first steps go, for `semoe cache replay`.
+#[derive(Debug, Clone)]
+pub struct AccessTrace {
+    pub path: PathBuf,
+    /// The last step that is recorded.
+    pub until: u64,
+}
+
 /// What the prefetcher is made of.
 pub struct Parts {
     pub hierarchy: Hierarchy,
@@ -103,6 +89,7 @@ pub struct Parts {
     pub alarm: Alarm,
     pub clock: RealClock,
     pub spans: super::spans::Spans,
+    pub accesses: Option<AccessTrace>,
 }
 
 /// See the module.
@@ -119,7 +106,10 @@ pub struct Prefetcher {
 }
 
 impl Prefetcher {
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(mut parts: Parts) -> Self {
+        if parts.accesses.is_some() {
+            parts.hierarchy.record();
+        }
         Self {
             parts,
             transfers: HashMap::new(),
@@ -174,7 +164,6 @@ impl Prefetcher {
                 let error = Error::bug("a block could not be had")
                     .with("block", block)
                     .with("cause", format!("{cause:?}"));
-                // A failed transfer was reported with its own error before.
                 self.fail(tickets.first().copied(), error);
                 Ok(())
             }
@@ -192,6 +181,15 @@ impl Prefetcher {
                 );
                 Ok(())
             }
+        }
+    }
+
+    fn save_accesses(&mut self) {
+        let Some(accesses) = self.parts.accesses.take() else { return };
+        let trace = self.parts.hierarchy.take_trace();
+        if let Err(e) = std::fs::write(&accesses.path, trace) {
+            let path = accesses.path.display();
+            self.fail(None, Error::io(format!("writing the access trace {path}"), e));
         }
     }
 
@@ -338,6 +336,10 @@ impl Prefetcher {
 
 impl Actor for Prefetcher {
     type Context = Context<Self>;
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.save_accesses();
+    }
 }
 
 impl Handler<Acquire> for Prefetcher {
@@ -371,6 +373,9 @@ impl Handler<Release> for Prefetcher {
     fn handle(&mut self, release: Release, _: &mut Self::Context) {
         use crate::storage::hierarchy::Outcome::{Clean, Dirty, Discard};
         let Release { node, outcomes, applied, version } = release;
+        if self.parts.accesses.as_ref().is_some_and(|accesses| version > accesses.until) {
+            self.save_accesses();
+        }
         for (block, outcome) in &outcomes {
             match outcome {
                 Dirty => {

@@ -4,12 +4,13 @@
 //! the commit thread; with several ranks the comm thread, with an optimizer of its own that one.
 //! All of them end when the arbiter does: dropping the actors closes the channels.
 
+use super::committing::Committing;
 use super::communicator::{Communicator, Exchange, Staging};
 use super::compute::{DenseActor, Desk, ExpertActor, GateActor, Job, OptimizerActor};
 use super::link::{Alarm, RankEvent, send};
 use super::message::{Directive, Finished};
 use super::meter::Meter;
-use super::prefetcher::{CommitFinished, Committing, IoFinished, Parts, Prefetcher};
+use super::prefetcher::{AccessTrace, CommitFinished, IoFinished, Parts, Prefetcher};
 use super::scheduler::{Crew, Scheduler, Start};
 use super::script::Script;
 use super::sink::Sink;
@@ -65,6 +66,7 @@ pub struct RankSpec {
     pub patience: Duration,
     pub events: Sender<(usize, RankEvent)>,
     pub spans: Spans,
+    pub accesses: Option<AccessTrace>,
 }
 
 /// The io thread of a rank, started before its actors so that what is in effect can be shown.
@@ -242,6 +244,7 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
             alarm: alarm.clone(),
             clock,
             spans: spec.spans.clone(),
+            accesses: spec.accesses,
         })
     });
     drop(spec.io.prefetcher.set(prefetcher.clone()));

@@ -4,7 +4,7 @@
 //! commit that all ranks had in common until every rank has made the next one durable, so
 //! whichever moment the process is killed at, all ranks can go back to one step.
 
-use crate::actors::prefetcher::Committing;
+use crate::actors::committing::Committing;
 use crate::actors::rank::Commit;
 use crate::base::{Error, ErrorKind, Result, Step};
 use crate::storage::store::{Store, StoreOptions};

@@ -9,6 +9,7 @@ use super::{blocks::Blocks, model_of};
 use crate::actors::communicator::Staging;
 use crate::actors::link::{Alarm, RankEvent};
 use crate::actors::message::Directive;
+use crate::actors::prefetcher::AccessTrace;
 use crate::actors::rank::{self, Disk, MakeExecutor, Rank, RankSpec};
 use crate::actors::script::Script;
 use crate::actors::spans::Spans;
@@ -47,6 +48,8 @@ pub struct Ready {
     pub stores: Vec<Arc<Store>>,
     /// What the last commit kept.
     pub meta: Meta,
+    /// Where the first rank's block accesses are recorded, and up to which step.
+    pub accesses: Option<AccessTrace>,
 }
 
 impl Ready {
@@ -291,6 +294,7 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         patience: config.actors.communicator.timeout.0 + Duration::from_secs(30),
         events: parts.events,
         spans: parts.spans,
+        accesses: ready.accesses.clone().filter(|_| rank == 0),
     })
 }
 

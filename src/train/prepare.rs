@@ -167,7 +167,7 @@ pub fn create_stores(
         stores.push(Arc::new(Store::create(&dir, &spec, &options)?));
     }
     let meta = Meta { gate: pipeline.make_gate(&model)?.state(), ..Meta::default() };
-    let ready = Ready { model: model.clone(), load, placement, stores, meta };
+    let ready = Ready { model: model.clone(), load, placement, stores, meta, accesses: None };
     let total = (model.layers * model.experts) as u64;
     let mut params = match &checkpoint {
         Some(checkpoint) => DenseParams::load(&model, ready.precision(), checkpoint)?,
@@ -220,5 +220,5 @@ pub fn open_stores(pipeline: &Pipeline, dir: &Path, load: Load) -> Result<Ready>
     let meta: Meta = serde_json::from_slice(&stores[0].meta()?).map_err(|e| {
         Error::corrupt("the facts of the last commit cannot be read").from_source(e)
     })?;
-    Ok(Ready { model: load.config.clone(), load, placement, stores, meta })
+    Ok(Ready { model: load.config.clone(), load, placement, stores, meta, accesses: None })
 }

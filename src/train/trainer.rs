@@ -15,6 +15,7 @@ use super::script::{Rhythm, TrainScript};
 use super::tokenizer::Tokenizer;
 use super::{model_of, summary};
 use crate::actors::link::RankEvent;
+use crate::actors::prefetcher::AccessTrace;
 use crate::actors::script::StopGate;
 use crate::actors::sink::PassReport;
 use crate::base::{Error, Result, Step};
@@ -148,13 +149,17 @@ fn open_text(
 fn run(
     pipeline: &Pipeline,
     folder: &RunFolder,
-    ready: Ready,
+    mut ready: Ready,
     tokenizer: &Tokenizer,
     show: Show,
 ) -> Result<Summary> {
     let config = &pipeline.config;
     let committed = ready.meta.step;
     let ranks = ready.load.ranks;
+    ready.accesses = config
+        .trace
+        .enabled
+        .then(|| AccessTrace { path: folder.access_path(), until: committed + config.trace.steps });
     let mut sources: Vec<Option<Box<dyn DataSource>>> = Vec::with_capacity(ranks);
     for _ in 0..ranks {
         let source: Box<dyn DataSource> = match &pipeline.data {

@@ -9,8 +9,6 @@ use crate::base::{BlockId, Error, ErrorKind, Part, Result};
 use crate::graph::planner::{Fact, Pass, Task};
 use crate::model::expert::{self, ExpertView};
 use crate::model::gate::{RouterStats, gate_backward};
-use crate::model::kernels::parallel::Threads;
-use crate::model::optim::sum_squares;
 use tch::{Device, Kind, Tensor};
 
 impl TrainStage {
@@ -132,7 +130,7 @@ impl TrainStage {
         };
         let view = ExpertView::new(self.shape, weights)?;
         let grad = self.shape.grad_mut(grad)?;
-        let mut first = true;
+        let mut last: Option<expert::Gradients> = None;
         let table = self.table.as_mut().ok_or_else(no_pass)?;
         for mb in 0..self.micro_batches {
             let inbox = &mut table.cell(layer, mb)?.inbox;
@@ -144,16 +142,20 @@ impl TrainStage {
             let g_nh = have(&inbox.grad_rows, "gradient rows")?.f_index_select(0, &rows.take_n)?;
             let w_n = have(&inbox.weights_n, "weights")?.f_index_select(0, &rows.put_n)?;
             let kept = inbox.kept[local].take();
-            let made =
-                tch::no_grad(|| expert::backward(&view, &x_nh, kept, &g_nh, &w_n, grad, first))?;
-            first = false;
+            let made = tch::no_grad(|| {
+                expert::backward(&view, &x_nh, kept, &g_nh, &w_n, grad, last.is_none())
+            })?;
             let (dx, dw) = (&mut inbox.dx, &mut inbox.dw);
             let dx = dx.as_mut().ok_or_else(|| Error::bug("no place for input gradients"))?;
             let _ = dx.f_index_copy_(0, &rows.put_n, &made.dx_nh)?;
             let dw = dw.as_mut().ok_or_else(|| Error::bug("no place for weight gradients"))?;
             let _ = dw.f_index_copy_(0, &rows.put_n, &made.dw_n)?;
+            last = Some(made);
         }
-        let squares = sum_squares(grad, Threads::Pool)?;
+        let squares = match last {
+            Some(made) => made.sum_squares(grad)?,
+            None => return Err(Error::bug("an expert without rows has no backward pass")),
+        };
         if !squares.is_finite() && !self.skip_nonfinite {
             return Err(nonfinite_gradient(task.step, layer, expert));
         }
