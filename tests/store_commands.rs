@@ -85,7 +85,6 @@ fn recorded_accesses_are_replayed_through_every_policy() {
         let block = BlockId::weights(0, ticket as usize % 3);
         recorder.access(ticket, block, Access::Read, ticket + 3);
     }
-    recorder.step_ended();
     let run = tempfile::tempdir().unwrap();
     std::fs::write(run.path().join("access.trace"), recorder.take()).unwrap();
 

@@ -39,8 +39,12 @@ impl Setting {
         Self {
             ranks: 1 + (seed % 3) as usize,
             credits: 1 + (seed / 3 % 3) as u32,
-            schedule: if seed % 5 == 0 { Schedule::Sequential } else { Schedule::Overlapped },
-            memory: if seed % 2 == 0 { Kind::Counted } else { Kind::Tiered(policy) },
+            schedule: if seed.is_multiple_of(5) {
+                Schedule::Sequential
+            } else {
+                Schedule::Overlapped
+            },
+            memory: if seed.is_multiple_of(2) { Kind::Counted } else { Kind::Tiered(policy) },
             sequenced: true,
             fault: None,
         }

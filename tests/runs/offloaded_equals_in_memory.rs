@@ -30,12 +30,12 @@ fn losses_do_not_depend_on_budget_policy_engine_or_schedule() {
 fn streaming_reads_and_in_memory_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let sum = |run: &std::path::Path, key: &str| -> u64 {
-        metrics(run)[1..].iter().map(|line| line[key].as_u64().unwrap()).sum()
+        // The updates of the first step, which read every state, end in the second.
+        metrics(run)[2..].iter().map(|line| line[key].as_u64().unwrap()).sum()
     };
     let memory = train(dir.path(), "memory", &["train.commit_every=1000"]);
     let streamed = train(dir.path(), "streamed", &["storage.host=864KiB"]);
-    assert!(sum(&streamed, "bytes_read") > 4 << 20);
-    // In memory only what was not yet used is read after the first step.
+    assert!(sum(&streamed, "bytes_read") > 3 << 20);
     assert!(sum(&memory, "bytes_read") < 1 << 20);
 }
 
