@@ -19,6 +19,7 @@ expert_width = 64
 top_k = 2
 [data]
 files = ["none"]                 # replaced below
+tokenizer = { kind = "bytes" }
 [train]
 steps = 20
 batch = 4

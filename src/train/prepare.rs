@@ -217,6 +217,13 @@ pub fn open_stores(pipeline: &Pipeline, dir: &Path, load: Load) -> Result<Ready>
             )));
         }
     }
+    if stores[0].committed().is_none() {
+        return Err(Error::input(format!(
+            "the run ended before its first commit, so there is nothing to go on with: remove its \
+             folder and start it without --resume (store {})",
+            dir.display()
+        )));
+    }
     let meta: Meta = serde_json::from_slice(&stores[0].meta()?).map_err(|e| {
         Error::corrupt("the facts of the last commit cannot be read").from_source(e)
     })?;
