@@ -6,4 +6,5 @@ mod law8_no_deadlock;
 mod ranks_memory;
 mod ranks_planner;
 mod ranks_world;
+mod tiers_chance;
 mod tiers_world;
