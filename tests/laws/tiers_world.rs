@@ -111,26 +111,24 @@ impl World {
     /// block back.
     pub fn run(&mut self) {
         let mut to_ask = self.setup.tickets;
-        let mut idle = 0;
+        let (mut idle, mut progress) = (0, (0, 0, 0));
         while to_ask > 0 || !self.tickets.is_empty() || !self.io.is_empty() {
-            let moved = match self.rng.below(10) {
+            match self.rng.below(10) {
                 0..3 if to_ask > 0 && self.tickets.len() < self.setup.open => {
                     to_ask -= 1;
                     self.ask();
-                    true
                 }
                 3..6 => self.end_io(),
                 6..8 => self.release(),
                 8 => self.hint(to_ask > 0),
-                _ => {
-                    if self.rng.chance(10) && to_ask > 0 {
-                        self.flush();
-                    }
-                    false
-                }
-            };
-            idle = if moved { 0 } else { idle + 1 };
-            assert!(idle < 10_000, "deadlock: {:?}", self.hierarchy);
+                _ if self.rng.chance(10) && to_ask > 0 => self.flush(),
+                _ => {}
+            }
+            // Prefetches may go on for ever; tickets must come and go.
+            let now = (to_ask, self.tickets.len(), self.served);
+            idle = if now == progress { idle + 1 } else { 0 };
+            progress = now;
+            assert!(idle < 3_000, "deadlock: {:?}", self.hierarchy);
         }
         self.setup.faults = 0;
         self.flush();
@@ -310,11 +308,11 @@ impl World {
         self.on(Event::Acquire { ticket, priority, wants: list });
     }
 
-    fn release(&mut self) -> bool {
+    fn release(&mut self) {
         let granted: Vec<u64> =
             self.tickets.iter().filter(|(_, t)| t.slots.is_some()).map(|(id, _)| *id).collect();
         if granted.is_empty() {
-            return false;
+            return;
         }
         let id = granted[self.rng.below(granted.len())];
         let ticket = self.tickets.remove(&id).unwrap();
@@ -357,12 +355,11 @@ impl World {
         }
         self.served += 1;
         self.on(Event::Release { ticket: id, outcomes });
-        true
     }
 
-    fn end_io(&mut self) -> bool {
+    fn end_io(&mut self) {
         let Some(pick) = (!self.io.is_empty()).then(|| self.rng.below(self.io.len())) else {
-            return false;
+            return;
         };
         let (block, io) = self.io.iter().nth(pick).map(|(b, io)| (*b, *io)).unwrap();
         self.io.remove(&block);
@@ -371,7 +368,7 @@ impl World {
                 self.memory.remove(&slot);
             }
             self.on(Event::Failed { block });
-            return true;
+            return;
         }
         match io {
             Io::Load { slot } => {
@@ -388,12 +385,11 @@ impl World {
                 self.on(Event::Written { block });
             }
         }
-        true
     }
 
     /// Says something that binds nobody. Cancelling would break a deadlock up: it has to stop
     /// before the end.
-    fn hint(&mut self, may_cancel: bool) -> bool {
+    fn hint(&mut self, may_cancel: bool) {
         let part = PARTS[self.rng.below(3)];
         let block = BlockId::new(0, self.rng.below(self.setup.blocks), part);
         let at = self.time + self.rng.draw() % 30;
@@ -404,12 +400,10 @@ impl World {
                 if let Some(ticket) = waiting.map(|(id, _)| *id) {
                     self.tickets.remove(&ticket);
                     self.on(Event::Cancel { ticket });
-                    return true;
                 }
             }
             _ => self.on(Event::Prefetch { block, use_at: at }),
         }
-        false
     }
 
     fn flush(&mut self) {
