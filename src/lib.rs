@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! base                          errors, ids, units, clock, ledger
+//! text                          tokenizers and chat templates
 //! storage  model  comm  graph   where bytes live, maths on tensors, collectives, what runs after what
 //! actors                        run the graph: one actor per job, plus scheduler and supervisor
 //! train  trace                  the training planner wired to actors; timelines
@@ -22,5 +23,6 @@ pub mod config;
 pub mod graph;
 pub mod model;
 pub mod storage;
+pub mod text;
 pub mod trace;
 pub mod train;

@@ -8,17 +8,24 @@ use std::path::{Path, PathBuf};
 /// `storage`, `model`, `comm` and `graph` never import one another. `config` is plain data over
 /// `base`, and only those who carry out a run read it. `trace` holds what was recorded of the
 /// graph, so that actors can record into it.
-const MAY_IMPORT: [(&str, &[&str]); 10] = [
+const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("base", &[]),
+    ("text", &["base"]),
     ("storage", &["base"]),
-    ("model", &["base"]),
+    ("model", &["base", "text"]),
     ("comm", &["base"]),
     ("graph", &["base"]),
     ("config", &["base"]),
     ("trace", &["base", "graph"]),
     ("actors", &["base", "storage", "model", "comm", "graph", "trace", "config"]),
-    ("train", &["base", "storage", "model", "comm", "graph", "trace", "config", "actors"]),
-    ("cli", &["base", "storage", "model", "comm", "graph", "trace", "config", "actors", "train"]),
+    ("train", &["base", "text", "storage", "model", "comm", "graph", "trace", "config", "actors"]),
+    (
+        "cli",
+        &[
+            "base", "text", "storage", "model", "comm", "graph", "trace", "config", "actors",
+            "train",
+        ],
+    ),
 ];
 
 /// A file longer than this is two concepts.

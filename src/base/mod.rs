@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod file;
 pub mod ids;
 pub mod ledger;
 pub mod units;

@@ -1,7 +1,7 @@
 //! The loss curve of a run as an SVG picture.
 
+use crate::base::file::write_whole;
 use crate::base::{Error, Result};
-use crate::train::folder::write_whole;
 use crate::train::metrics::StepMetrics;
 use plotters::prelude::*;
 use std::path::Path;

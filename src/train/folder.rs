@@ -3,6 +3,7 @@
 //! The law: one process at a time, one configuration a folder. What a resume changes is
 //! recorded; what it may not change is refused before anything is written.
 
+use crate::base::file::write_whole;
 use crate::base::{Error, ErrorKind, Result, Step};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -268,25 +269,6 @@ fn compare(prefix: &str, old: &toml::Table, new: &toml::Table, out: &mut Vec<Dif
             (a, b) => out.push((dotted, a.cloned(), b.cloned())),
         }
     }
-}
-
-/// Replaces the file at `path` as a whole: after a crash it is the old one or the new one.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let beside = path.with_file_name(name);
-    let replace = || {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)?;
-        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir)?.sync_all()
-    };
-    replace().map_err(|e| Error::io(format!("writing {}", path.display()), e))
 }
 
 #[cfg(test)]

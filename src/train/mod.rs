@@ -2,7 +2,6 @@
 
 pub mod agreement;
 pub mod blocks;
-pub mod chat;
 pub mod curve;
 pub mod data;
 pub mod feed;
@@ -21,6 +20,5 @@ pub mod script;
 pub mod session;
 pub mod stage;
 pub mod summary;
-pub mod tokenizer;
 pub mod trainer;
 pub mod verify;

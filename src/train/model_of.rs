@@ -10,8 +10,8 @@ use crate::model::config::{ModelConfig, Precision};
 use crate::model::family::Family;
 use crate::model::gate::{Gate, GateKind, GateSpec};
 use crate::model::optim::AdamW;
+use crate::text::tokenizer::Tokenizer;
 use crate::train::schedule::{Decay, Schedule};
-use crate::train::tokenizer::Tokenizer;
 
 /// The model of a run: of its checkpoint folder, or of the shape that it gives.
 ///

@@ -6,7 +6,6 @@ use super::launch::Ready;
 use super::pipeline::Pipeline;
 use super::session::{self, Session};
 use super::stage::update::{Rates, missed};
-use super::tokenizer::Tokenizer;
 use super::verify::argmax;
 use super::{model_of, prepare};
 use crate::base::{Error, Result};
@@ -16,6 +15,7 @@ use crate::model::hf::{self, Writer};
 use crate::model::kernels::parallel::{Threads, tune_allocator};
 use crate::model::optim::Update;
 use crate::model::params::DenseParams;
+use crate::text::tokenizer::Tokenizer;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 

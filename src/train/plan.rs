@@ -4,7 +4,7 @@
 //! disk of the store moves large blocks, and how fast libtorch multiplies matrices.
 
 use super::placement::{Load, Placement, ledger, resident_now};
-use super::{model_of, prepare, tokenizer::Tokenizer};
+use super::{model_of, prepare};
 use crate::base::ledger::Ledger;
 use crate::base::units::Bytes;
 use crate::base::{Error, Result};
@@ -14,6 +14,7 @@ use crate::storage::arena::Arena;
 use crate::storage::disk::{DataFile, Extent, FileId, IoBuf, IoDone, IoOp, IoRequest, IoService};
 use crate::storage::hierarchy::SlotClass;
 use crate::storage::store::Store;
+use crate::text::tokenizer::Tokenizer;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;

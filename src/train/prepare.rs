@@ -2,7 +2,6 @@
 //! checked before any work.
 
 use super::agreement;
-use super::chat::ChatTemplate;
 use super::data::{DataSpec, FileSpec, Format, TextSource, tokenizer_for};
 use super::folder::RunFolder;
 use super::launch::Ready;
@@ -10,7 +9,6 @@ use super::model_of;
 use super::pipeline::Pipeline;
 use super::placement::{Load, Placement};
 use super::stage::update::Meta;
-use super::tokenizer::{Tokenizer, TokenizerSpec};
 use crate::base::units::Bytes;
 use crate::base::{Error, ErrorKind, Result};
 use crate::config::{self, Activations, Config, FileFormat, Model};
@@ -21,6 +19,8 @@ use crate::model::init;
 use crate::model::params::DenseParams;
 use crate::storage::disk::direct::free_space;
 use crate::storage::store::{Store, StoreOptions};
+use crate::text::chat::ChatTemplate;
+use crate::text::tokenizer::{Tokenizer, TokenizerSpec};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 
 use super::files::TextFile;
 use crate::base::{Error, Result};
+use crate::text::chat::{field, messages};
 use minijinja::Value;
 use minijinja::value::ValueKind;
 use serde::{Deserialize, Serialize};
@@ -69,17 +70,6 @@ impl Document {
                 .join("\n"),
         }
     }
-}
-
-/// The conversation of a chat line; empty when it has none.
-pub fn messages(line: &Value) -> Vec<Value> {
-    let list = field(line, "messages").and_then(|list| Some(list.try_iter().ok()?.collect()));
-    list.unwrap_or_default()
-}
-
-/// What `object` has under `key`, unless that is nothing.
-pub fn field(object: &Value, key: &str) -> Option<Value> {
-    object.get_attr(key).ok().filter(|value| !value.is_undefined() && !value.is_none())
 }
 
 /// The documents of one file, in its order.

@@ -7,9 +7,9 @@ use super::document::Documents;
 use super::files::PIECE;
 use super::mix::hash;
 use super::{FileSpec, Format};
+use crate::base::file::write_whole;
 use crate::base::{Error, Result};
-use crate::train::folder::write_whole;
-use crate::train::tokenizer::{Tokenizer, TokenizerSpec};
+use crate::text::tokenizer::{Tokenizer, TokenizerSpec};
 use std::path::Path;
 
 /// Pieces of text that a BPE is trained on at most: 64 MiB together.

@@ -11,8 +11,8 @@ use super::{Batch, DataSource, DataSpec, IGNORED, Progress};
 use crate::base::ledger::Ledger;
 use crate::base::units::Bytes;
 use crate::base::{Error, Result, Step};
-use crate::train::chat::ChatTemplate;
-use crate::train::tokenizer::Tokenizer;
+use crate::text::chat::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 /// Text files, JSON lines and chats as batches.

@@ -7,8 +7,8 @@ use super::document::{Body, Document, Documents};
 use super::mix::is_held_out;
 use super::{FileSpec, Format, Progress};
 use crate::base::{Error, Result};
-use crate::train::chat::ChatTemplate;
-use crate::train::tokenizer::Tokenizer;
+use crate::text::chat::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
@@ -199,5 +199,5 @@ fn read_description(path: &Path, made_from: &serde_json::Value) -> Result<Option
 fn write_description(path: &Path, description: &Description) -> Result<()> {
     let text = serde_json::to_string_pretty(description)
         .map_err(|e| Error::bug("describing a token file").from_source(e))?;
-    crate::train::folder::write_whole(path, text.as_bytes())
+    crate::base::file::write_whole(path, text.as_bytes())
 }

@@ -7,8 +7,8 @@
 //! 3. Rendering with another answer: what differs is the answer (templates that drop the
 //!    reasoning of earlier turns, or refuse an unfinished conversation).
 
+use super::field;
 use crate::base::{Error, Result};
-use crate::train::data::document::field;
 use minijinja::Value;
 use std::ops::Range;
 

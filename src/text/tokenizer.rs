@@ -4,8 +4,8 @@
 //! transformers load, and that encodes to the same ids. Encoding and training use no randomness
 //! and no threads of their own, so that equal text gives equal ids.
 
+use crate::base::file::write_whole;
 use crate::base::{Error, Result};
-use crate::train::folder::write_whole;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tokenizers::models::TrainerWrapper;

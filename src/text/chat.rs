@@ -7,9 +7,8 @@
 mod dates;
 mod spans;
 
+use super::tokenizer::Tokenizer;
 use crate::base::{Error, Result};
-use crate::train::data::document::{field, messages};
-use crate::train::tokenizer::Tokenizer;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -155,6 +154,17 @@ impl ChatTemplate {
         let stopped = last_special.is_some_and(|&(_, target)| target);
         tokens.push((eos, spoke_last && !stopped));
     }
+}
+
+/// The conversation of a chat line; empty when it has none.
+pub fn messages(line: &Value) -> Vec<Value> {
+    let list = field(line, "messages").and_then(|list| Some(list.try_iter().ok()?.collect()));
+    list.unwrap_or_default()
+}
+
+/// What `object` has under `key`, unless that is nothing.
+pub fn field(object: &Value, key: &str) -> Option<Value> {
+    object.get_attr(key).ok().filter(|value| !value.is_undefined() && !value.is_none())
 }
 
 /// `chat_template` is a text, or a list of named ones.
