@@ -5,7 +5,6 @@
 //! counts as done. So an exchange runs while experts compute, and nobody waits inside a task.
 
 use super::compute::{Books, Desk};
-use super::lease::Lease;
 use super::message::{Finished, Run};
 use super::stage::{Incoming, Outcome, Outgoing, Stage};
 use super::worker::Order;
@@ -13,6 +12,7 @@ use crate::base::{Error, Result};
 use crate::comm::Collective;
 use crate::graph::planner::{Fact, Task, Work};
 use crate::observable;
+use crate::storage::lease::Lease;
 use actix::{Actor, Context, Handler};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::HashMap;

@@ -1,12 +1,12 @@
 //! The messages that actors exchange. Each has one sender kind and one receiver kind.
 
-use super::lease::Lease;
 use super::stage::Outcome;
 use crate::base::clock::Nanos;
 use crate::base::{BlockId, Error, Result};
 use crate::graph::NodeId;
 use crate::graph::planner::{Ahead, Fact, Need, Pass, Task};
 use crate::storage::hierarchy::Outcome as BlockOutcome;
+use crate::storage::lease::Lease;
 use actix::Message;
 
 /// A node for a worker thread.

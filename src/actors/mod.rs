@@ -20,7 +20,6 @@
 pub mod committing;
 pub mod communicator;
 pub mod compute;
-pub mod lease;
 pub mod link;
 pub mod message;
 pub mod meter;

@@ -5,7 +5,6 @@
 //! granted only after its checksum was compared.
 
 use super::committing::Committing;
-use super::lease::Lease;
 use super::link::{Alarm, RankEvent, send};
 use super::message::{Acquire, CommitRun, Failure, Foresee, Granted, NodeDone, Release};
 use super::meter::Meter;
@@ -19,6 +18,7 @@ use crate::observable;
 use crate::storage::arena::{Arena, SlotBytes};
 use crate::storage::disk::{IoBuf, IoDone, IoOp, IoRequest, IoService};
 use crate::storage::hierarchy::{Access, Event, Hierarchy, Move, SlotId, Want};
+use crate::storage::lease::Lease;
 use crate::storage::store::{Located, Store};
 use actix::{Actor, Addr, Context, Handler, Message};
 use serde::Serialize;

@@ -318,6 +318,8 @@ fn start_committer(
         .name(name.clone())
         .spawn(move || {
             for committing in inbox {
+                let step = committing.step();
+                let _span = tracing::info_span!("make durable", lane = "commit", step).entered();
                 let result = worker::guarded(|| commit(&committing));
                 send(&prefetcher, CommitFinished { commit: committing, result }, &alarm);
             }

@@ -3,7 +3,6 @@
 
 use super::communicator::Communicator;
 use super::compute::{DenseActor, ExpertActor, GateActor, Job, OptimizerActor};
-use super::lease::Lease;
 use super::link::{Alarm, send};
 use super::message::{
     Acquire, CommitRun, Directive, Failure, Foresee, Granted, NodeDone, Release, Run,
@@ -22,6 +21,7 @@ use crate::graph::planner::{Need, Pass, Plan, Planned, Use, Work};
 use crate::graph::{Accounting, Cause, Command, Engine, Event, Lane, NodeId};
 use crate::observable;
 use crate::storage::hierarchy::Outcome as BlockOutcome;
+use crate::storage::lease::Lease;
 use actix::{Actor, Addr, Context, Handler, Message};
 use std::collections::{HashMap, VecDeque};
 

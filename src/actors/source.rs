@@ -1,13 +1,13 @@
 //! The source: loads the sequences of a pass on a reader thread and hands them to the executor.
 
 use super::compute::{Books, Desk};
-use super::lease::Lease;
 use super::message::{Finished, Run};
 use super::stage::{BatchSource, Incoming, Outcome, Stage};
 use super::worker::Order;
 use crate::base::{Error, Result};
 use crate::graph::planner::Task;
 use crate::observable;
+use crate::storage::lease::Lease;
 use actix::{Actor, Context, Handler};
 use crossbeam_channel::Sender;
 

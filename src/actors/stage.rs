@@ -3,10 +3,10 @@
 //! A stage lives on one thread, owns its tensors, and runs one task after another. What it
 //! learns leaves it as plain facts; what it sends to other ranks leaves it as moved tensors.
 
-use super::lease::Lease;
 use crate::base::Result;
 use crate::base::Step;
 use crate::graph::planner::{Fact, Pass, Task};
+use crate::storage::lease::Lease;
 use tch::Tensor;
 
 /// Tensors for a collective that a later task will carry out.

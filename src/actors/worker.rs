@@ -4,12 +4,12 @@
 //! thread that is kept busy is never woken through the kernel. A panic in a stage is caught and
 //! becomes the error of its task.
 
-use super::lease::Lease;
 use super::message::{Finished, Run};
 use super::stage::{Incoming, MakeStage, Outcome, Stage};
 use crate::base::clock::{Clock, RealClock};
 use crate::base::{Error, Result};
 use crate::graph::planner::Task;
+use crate::storage::lease::Lease;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;

@@ -131,7 +131,7 @@ pub struct Prefetcher {
     pub lookahead: usize,
     /// Which experts of a layer ahead are expected to be used.
     pub predictor: PredictorKind,
-    /// Fetches outstanding at once.
+    /// Speculative fetches outstanding at once; what a node waits for is never held back.
     #[schemars(range(min = 1, max = 65536))]
     pub credits: usize,
 }

@@ -81,6 +81,9 @@ pub struct Hierarchy {
     granted: usize,
     flusher: Flusher,
     recorder: Option<Recorder>,
+    /// Speculative loads under way that nobody waits for yet, and how many there may be.
+    speculating: u32,
+    most_speculating: u32,
     /// Acquires so far, to mark entries with.
     acquires: u64,
 }
@@ -126,8 +129,16 @@ impl Hierarchy {
             granted: 0,
             flusher: Flusher::new(FLUSH_DEPTH),
             recorder: None,
+            speculating: 0,
+            most_speculating: u32::MAX,
             acquires: 0,
         })
+    }
+
+    /// From now on no more than `most` speculative loads are under way at once; loads that a ticket
+    /// waits for are never held back.
+    pub fn limit_speculation(&mut self, most: u32) {
+        self.most_speculating = most;
     }
 
     /// Records every access from now on, for `replay`.

@@ -1,26 +1,42 @@
 //! `tracing` spans with a `lane` field, recorded like every other span.
 //!
 //! So code that already uses `tracing::info_span!("export", lane = "io")` shows in the timeline
-//! without knowing of it. A span runs from its first entry to its close.
+//! without knowing of it. A span runs from its first entry to its close. The `semoe` program has
+//! this layer; a run that begins attaches its recorder to it ([`LaneLayer::attach`]).
 
 use super::recorder::{Recorder, Span};
 use crate::base::clock::Nanos;
 use serde_json::Value;
 use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-/// A layer that hands spans with a `lane` field to a [`Recorder`].
-#[derive(Debug, Clone)]
+/// A layer that hands spans with a `lane` field to a [`Recorder`]. Clones share it.
+#[derive(Debug, Clone, Default)]
 pub struct LaneLayer {
-    recorder: Recorder,
+    recorder: Arc<Mutex<Option<Recorder>>>,
 }
 
+static OF_THE_PROCESS: LazyLock<LaneLayer> = LazyLock::new(LaneLayer::default);
+
 impl LaneLayer {
-    pub fn new(recorder: Recorder) -> Self {
-        Self { recorder }
+    /// The layer that runs of this process attach to.
+    pub fn of_the_process() -> Self {
+        OF_THE_PROCESS.clone()
+    }
+
+    /// From now on spans go to `recorder`; `None` drops them.
+    pub fn attach(&self, recorder: Option<Recorder>) {
+        *self.recorder.lock().unwrap_or_else(PoisonError::into_inner) = recorder;
+    }
+
+    fn recorder(&self) -> Option<Recorder> {
+        let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        recorder.filter(Recorder::enabled)
     }
 }
 
@@ -72,7 +88,7 @@ where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, ctx: Context<'_, S>) {
-        if !self.recorder.enabled() || attributes.fields().field("lane").is_none() {
+        if attributes.fields().field("lane").is_none() || self.recorder().is_none() {
             return;
         }
         let mut open = Open::default();
@@ -94,7 +110,7 @@ where
         if let Some(span) = ctx.span(id)
             && let Some(open) = span.extensions_mut().get_mut::<Open>()
         {
-            open.entered.get_or_insert_with(|| self.recorder.now());
+            open.entered = open.entered.or_else(|| self.recorder().map(|recorder| recorder.now()));
         }
     }
 
@@ -102,11 +118,12 @@ where
         let Some(span) = ctx.span(&id) else { return };
         let Some(open) = span.extensions_mut().remove::<Open>() else { return };
         let (Some(lane), Some(start)) = (open.lane, open.entered) else { return };
-        let mut record = Span::new(lane, span.name(), start, self.recorder.now());
+        let Some(recorder) = self.recorder() else { return };
+        let mut record = Span::new(lane, span.name(), start, recorder.now());
         record.id = open.id;
         record.after.extend(open.after);
         record.args = open.args;
-        self.recorder.record(record);
+        recorder.record(record);
     }
 }
 
@@ -120,8 +137,11 @@ mod tests {
     #[test]
     fn spans_with_a_lane_are_recorded_and_others_are_not() {
         let recorder = Recorder::new(RecorderOptions::default(), Instant::now());
-        let subscriber = tracing_subscriber::registry().with(LaneLayer::new(recorder.clone()));
+        let layer = LaneLayer::default();
+        let subscriber = tracing_subscriber::registry().with(layer.clone());
         tracing::subscriber::with_default(subscriber, || {
+            tracing::info_span!("nobody listens", lane = "io").in_scope(|| {});
+            layer.attach(Some(recorder.clone()));
             let _plain = tracing::info_span!("plain", layer = 1).entered();
             let never_entered = tracing::info_span!("waits", lane = "io");
             let write = tracing::info_span!("write", lane = "io", node = 7, after = 6, bytes = 512);

@@ -3,7 +3,8 @@
 //! ```text
 //! actors ── Recorder::span ──┐
 //!                            ├─▶ recorder (a ring: the last steps) ─▶ chrome   trace.json
-//! tracing spans ── layer ────┘                                     └▶ report   busy, exposed
+//! tracing spans ── layer ────┘                                     ├▶ picture  timeline.svg
+//!                                                                  └▶ report   busy, exposed
 //! ```
 //!
 //! The law: recording never waits for anything but a short lock, never grows beyond its ring,
@@ -11,6 +12,7 @@
 
 pub mod chrome;
 pub mod layer;
+pub mod picture;
 pub mod recorder;
 pub mod report;
 

@@ -218,6 +218,16 @@ impl RunFolder {
         self.path.join("trace.json")
     }
 
+    /// The last steps of the timeline as a picture.
+    pub fn timeline_path(&self) -> PathBuf {
+        self.path.join("timeline.svg")
+    }
+
+    /// The states of all actors, written when SIGUSR1 asks for them.
+    pub fn actors_path(&self) -> PathBuf {
+        self.path.join("actors.json")
+    }
+
     /// The recorded block accesses, which `semoe cache replay` reads.
     pub fn access_path(&self) -> PathBuf {
         self.path.join(ACCESS_TRACE)

@@ -9,6 +9,7 @@ use super::{blocks::Blocks, model_of};
 use crate::actors::communicator::Staging;
 use crate::actors::link::{Alarm, RankEvent};
 use crate::actors::message::Directive;
+use crate::actors::observe;
 use crate::actors::prefetcher::AccessTrace;
 use crate::actors::rank::{self, Disk, MakeExecutor, Rank, RankSpec};
 use crate::actors::script::Script;
@@ -138,9 +139,12 @@ impl Ranks {
         !self.errors.is_empty()
     }
 
-    /// States of every actor of a rank are told by its crew.
-    pub fn rank(&self, rank: usize) -> Option<&Rank> {
-        self.ranks.get(rank)
+    /// The states of all actors, `[rank][actor]`; those that hang say so after `patience`.
+    ///
+    /// # Errors
+    /// As [`observe::states`].
+    pub fn states(&self, patience: Duration) -> Result<Vec<Vec<observe::State>>> {
+        self.ranks.iter().map(|rank| observe::states(rank, patience)).collect()
     }
 
     /// Waits for every thread.
@@ -235,7 +239,8 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
     let store = Arc::clone(&ready.stores[rank]);
     let mut classes = ready.placement.classes();
     let dense_bytes = ready.dense_bytes();
-    let hierarchy = hierarchy(pipeline, &classes)?;
+    let mut hierarchy = hierarchy(pipeline, &classes)?;
+    hierarchy.limit_speculation(config.actors.prefetcher.credits as u32);
     classes.push(SlotClass { part: Part::Dense, slot_bytes: dense_bytes, slots: 1 });
     let arena = Arena::new(&classes)?;
     let dense_buffer = arena.slot(SlotId { part: Part::Dense, index: 0 })?;
@@ -264,7 +269,11 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         optimizer: pipeline.make_optimizer(),
         shape: ready.load.shape,
         rates: Arc::new(Mutex::new(Rates::new(ready.meta.rates.clone()))),
-        threads: if own_thread { Threads::Calling } else { Threads::Pool },
+        threads: match config.actors.optimizer.threads {
+            _ if !own_thread => Threads::Pool,
+            1 => Threads::Calling,
+            threads => Threads::Own(threads),
+        },
     };
     let optimizer: Option<MakeStage> = own_thread.then(|| {
         let updater = updater.clone();
@@ -304,7 +313,6 @@ fn engine_config(config: &Config) -> EngineConfig {
         .with(Lane::Compute, actors.expert.credits as u32)
         .with(Lane::Comm, actors.communicator.credits as u32)
         .with(Lane::Optim, actors.optimizer.credits as u32)
-        .with(Lane::Io, actors.prefetcher.credits as u32)
         .with(Lane::Control, 1 << 20);
     let schedule = match config.graph.schedule {
         ScheduleKind::Overlapped => Schedule::Overlapped,

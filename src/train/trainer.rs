@@ -4,7 +4,7 @@
 use super::curve;
 use super::data::DataSource;
 use super::feed::{Division, Feed};
-use super::folder::RunFolder;
+use super::folder::{RunFolder, write_whole};
 use super::launch::{self, Ranks, Ready};
 use super::metrics::{self, MetricsWriter, StepMetrics};
 use super::pipeline::Pipeline;
@@ -23,12 +23,15 @@ use crate::graph::Lane;
 use crate::graph::planner::Pass;
 use crate::model::kernels::parallel::tune_allocator;
 use crate::text::tokenizer::Tokenizer;
-use crate::trace::chrome;
+use crate::trace::{LaneLayer, chrome, picture};
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// Steps of the timeline that its picture shows.
+const PICTURED_STEPS: u64 = 2;
 
 /// How a training run ended.
 #[derive(Debug, Clone, Serialize)]
@@ -178,7 +181,7 @@ fn run(
     let account = ledger(&ready.load, &ready.placement, resident_now());
     let last = config.train.steps;
     let gate = StopGate::until(last);
-    let stop = interrupts()?;
+    let signals = Signals::watch()?;
     let mut ranks = launch::start(
         pipeline,
         &ready,
@@ -196,14 +199,18 @@ fn run(
         },
     )?;
     eprint!("{}", summary::opening(config, &ready, &account, &ranks.io));
-    let mut book = Book::open(folder, &ready, rhythm, last, show, committed)?;
-    let ended = follow(&mut ranks, &mut book, &gate, &stop);
     let recorder = ranks.recorder.clone();
+    LaneLayer::of_the_process().attach(Some(recorder.clone()));
+    let mut book = Book::open(folder, &ready, rhythm, last, show, committed)?;
+    let ended = follow(&mut ranks, &mut book, &gate, &signals);
     let joined = ranks.join();
+    LaneLayer::of_the_process().attach(None);
     book.progress.finish();
     if config.trace.enabled {
         let timeline = recorder.timeline();
         chrome::write(&timeline, &folder.trace_path())?;
+        let svg = picture::draw(&config.name, &timeline, PICTURED_STEPS)?;
+        write_whole(&folder.timeline_path(), svg.as_bytes())?;
     }
     book.draw(&config.name)?;
     joined?;
@@ -218,22 +225,41 @@ fn run(
     })
 }
 
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once.
-fn interrupts() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .map_err(|e| Error::io("cannot watch for Ctrl-C", e))?;
+/// What the outside asks of a run.
+struct Signals {
+    /// Ctrl-C or SIGTERM: stop after the step; a second one ends the process at once.
+    stop: Arc<AtomicBool>,
+    /// SIGUSR1: write down the states of all actors.
+    observe: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn watch() -> Result<Self> {
+        let signals = Self { stop: Arc::default(), observe: Arc::default() };
+        let cannot = |e| Error::io("cannot watch for signals", e);
+        for signal in [libc::SIGINT, libc::SIGTERM] {
+            let stop = || Arc::clone(&signals.stop);
+            signal_hook::flag::register_conditional_shutdown(signal, 130, stop())
+                .and_then(|_| signal_hook::flag::register(signal, stop()))
+                .map_err(cannot)?;
+        }
+        signal_hook::flag::register(libc::SIGUSR1, Arc::clone(&signals.observe)).map_err(cannot)?;
+        Ok(signals)
     }
-    Ok(stop)
 }
 
 /// Takes the ranks' news until they end.
-fn follow(ranks: &mut Ranks, book: &mut Book, gate: &StopGate, stop: &AtomicBool) -> Result<()> {
+fn follow(ranks: &mut Ranks, book: &mut Book, gate: &StopGate, signals: &Signals) -> Result<()> {
     let mut stopping = false;
     while !ranks.have_ended() {
-        if stop.load(Ordering::Relaxed) && !stopping {
+        if signals.observe.swap(false, Ordering::Relaxed) {
+            let path = book.folder.actors_path();
+            let states = serde_json::to_vec_pretty(&ranks.states(Duration::from_secs(1))?)
+                .map_err(|e| Error::bug("the actors' states have no JSON form").from_source(e))?;
+            write_whole(&path, &states)?;
+            book.progress.say(&format!("states of the actors: {}", path.display()));
+        }
+        if signals.stop.load(Ordering::Relaxed) && !stopping {
             stopping = true;
             let last = gate.stop();
             book.progress.say(&format!("stopping after step {last}; Ctrl-C again ends at once"));

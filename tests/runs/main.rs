@@ -5,3 +5,4 @@ mod common;
 mod fixtures;
 mod idle_experts;
 mod offloaded_equals_in_memory;
+mod signals;

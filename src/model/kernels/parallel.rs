@@ -29,6 +29,8 @@ pub enum Threads {
     Pool,
     /// The calling thread alone.
     Calling,
+    /// So many threads of the call's own, which end with it.
+    Own(usize),
 }
 
 struct Region<F> {
@@ -83,13 +85,24 @@ pub fn parallel_each<T: Send>(
     }
     // Each cell is locked once, by the one thread whose range holds it.
     let cells: Vec<Mutex<Option<T>>> = items.into_iter().map(|i| Mutex::new(Some(i))).collect();
-    parallel_for(cells.len(), 1, |range| {
-        for i in range {
-            let item = cells[i].lock().ok().and_then(|mut cell| cell.take());
-            if let Some(item) = item {
-                work(i, item);
-            }
+    let work = |i: usize| {
+        if let Some(item) = cells[i].lock().ok().and_then(|mut cell| cell.take()) {
+            work(i, item);
         }
+    };
+    if let Threads::Own(threads) = threads {
+        // A panic of a thread becomes one of the caller when the scope ends.
+        std::thread::scope(|scope| {
+            for first in 1..threads.min(cells.len()) {
+                let (cells, work) = (&cells, &work);
+                scope.spawn(move || (first..cells.len()).step_by(threads).for_each(work));
+            }
+            (0..cells.len()).step_by(threads.max(1)).for_each(work);
+        });
+        return Ok(());
+    }
+    parallel_for(cells.len(), 1, |range| {
+        range.for_each(work);
     })
 }
 
@@ -152,9 +165,12 @@ mod tests {
     #[test]
     fn each_item_is_worked_on_once() {
         let mut out = vec![0usize; 37];
-        let items: Vec<&mut [usize]> = out.chunks_mut(5).collect();
-        parallel_each(Threads::Pool, items, |i, part| part.fill(i + 1)).unwrap();
-        assert!(out.iter().enumerate().all(|(i, v)| *v == i / 5 + 1));
+        for threads in [Threads::Pool, Threads::Calling, Threads::Own(3), Threads::Own(99)] {
+            out.fill(0);
+            let items: Vec<&mut [usize]> = out.chunks_mut(5).collect();
+            parallel_each(threads, items, |i, part| part.fill(i + 1)).unwrap();
+            assert!(out.iter().enumerate().all(|(i, v)| *v == i / 5 + 1), "{threads:?}");
+        }
     }
 
     #[test]

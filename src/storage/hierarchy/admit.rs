@@ -78,6 +78,7 @@ impl Hierarchy {
         let was_speculative = std::mem::take(&mut entry.speculative);
         let (block, content) = (entry.block, entry.content);
         if was_speculative && content == Content::Loading {
+            self.speculating -= 1;
             moves.push(Move::Promote { block });
         }
         let Some(class) = self.class(block.part) else {

@@ -264,7 +264,7 @@ impl Hierarchy {
     fn serve_prefetches(&mut self, part: Part, moves: &mut Vec<Move>) {
         let mut owed = 0;
         let mut after = Bound::Unbounded;
-        loop {
+        while self.speculating < self.most_speculating {
             let Some(class) = self.class(part) else {
                 return;
             };
@@ -285,6 +285,7 @@ impl Hierarchy {
                         class.settle_in(slot, index);
                         class.stats.prefetches += 1;
                     }
+                    self.speculating += 1;
                     self.start_load(index, false, moves);
                 }
                 Room::Coming => owed += 1,

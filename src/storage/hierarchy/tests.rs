@@ -390,3 +390,33 @@ fn the_recorded_trace_is_what_was_asked() {
     assert_eq!(Trace::parse(&rig.hierarchy.take_trace()).unwrap().records, expected);
     assert!(rig.hierarchy.take_trace().is_empty());
 }
+
+#[test]
+fn no_more_speculative_loads_are_under_way_than_allowed() {
+    let mut rig = with_slots(8, 0, PolicyKind::Planned);
+    rig.hierarchy.limit_speculation(2);
+    let mut loads = Vec::new();
+    let take = |moves: Vec<Move>, loads: &mut Vec<BlockId>| {
+        loads.extend(moves.into_iter().filter_map(|step| match step {
+            Move::Load { block, urgent: false, .. } => Some(block),
+            _ => None,
+        }));
+    };
+    for expert in 0..5 {
+        take(rig.on(Event::Prefetch { block: w(expert), use_at: expert as u64 }), &mut loads);
+    }
+    assert_eq!(loads, [w(0), w(1)]);
+    take(rig.on(Event::Loaded { block: w(0) }), &mut loads);
+    assert_eq!(loads, [w(0), w(1), w(2)]);
+    // One that is waited for no longer counts, and a demand is never held back.
+    let (_, moves) = rig.ask(&[(w(1), Access::Read, 9)]);
+    assert!(moves.contains(&Move::Promote { block: w(1) }), "{moves:?}");
+    take(moves, &mut loads);
+    assert_eq!(loads, [w(0), w(1), w(2), w(3)]);
+    let (_, moves) = rig.ask(&[(w(6), Access::Read, 9)]);
+    assert!(
+        moves.iter().any(|m| matches!(m, Move::Load { block, urgent: true, .. } if *block == w(6)))
+    );
+    take(rig.on(Event::Failed { block: w(2) }), &mut loads);
+    assert_eq!(loads.last(), Some(&w(4)));
+}

@@ -41,6 +41,7 @@ impl Hierarchy {
             return Err(Error::bug("a block that was not loading is loaded").with("block", block));
         }
         self.table[index].content = Content::Resident;
+        self.speculating -= u32::from(self.table[index].speculative);
         self.refile(index);
         self.grant_waiters(index, moves);
         Ok(())
@@ -118,7 +119,7 @@ impl Hierarchy {
         let entry = &mut self.table[index];
         let block = entry.block;
         entry.content = Content::Blank;
-        entry.speculative = false;
+        self.speculating -= u32::from(std::mem::take(&mut entry.speculative));
         let keys = entry.reserved.iter().map(|(key, _)| *key).chain(entry.wanters.iter().copied());
         let mut tickets: Vec<u64> = keys.map(|(_, ticket)| ticket).collect();
         tickets.retain(|ticket| {

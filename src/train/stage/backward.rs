@@ -3,12 +3,12 @@
 use super::TrainStage;
 use super::forward::no_pass;
 use super::tables::{have, take};
-use crate::actors::lease::Lease;
 use crate::actors::stage::Outcome;
 use crate::base::{BlockId, Error, ErrorKind, Part, Result};
 use crate::graph::planner::{Fact, Pass, Task};
 use crate::model::expert::{self, ExpertView};
 use crate::model::gate::{RouterStats, gate_backward};
+use crate::storage::lease::Lease;
 use tch::{Device, Kind, Tensor};
 
 impl TrainStage {

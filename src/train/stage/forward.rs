@@ -3,7 +3,6 @@
 use super::TrainStage;
 use super::routes::local_rows;
 use super::tables::{PassTable, have, take};
-use crate::actors::lease::Lease;
 use crate::actors::stage::Outcome;
 use crate::base::{BlockId, Error, Result};
 use crate::graph::planner::{Fact, Pass, Task};
@@ -12,6 +11,7 @@ use crate::model::gate::{
     Assignments, GateContext, RouterStats, Selection, apply_capacity, capacity, choice_counts,
     earlier_counts,
 };
+use crate::storage::lease::Lease;
 use tch::{Device, Kind, Tensor};
 
 impl TrainStage {

@@ -18,7 +18,6 @@ mod totals;
 pub mod update;
 
 use crate::actors::communicator::Staging;
-use crate::actors::lease::Lease;
 use crate::actors::stage::{Batch, Incoming, Outcome, PassNumbers, Stage};
 use crate::base::{Error, Result, Step};
 use crate::graph::planner::{Pass, Task, Work};
@@ -26,6 +25,7 @@ use crate::model::dense::DenseModel;
 use crate::model::expert::ExpertShape;
 use crate::model::gate::Gate;
 use crate::model::kernels::parallel::set_threads;
+use crate::storage::lease::Lease;
 use std::collections::HashMap;
 use std::ops::Range;
 use tables::PassTable;

@@ -2,7 +2,6 @@
 //! snapshot for a commit.
 
 use super::TrainStage;
-use crate::actors::lease::Lease;
 use crate::actors::stage::{Outcome, SnapshotBytes};
 use crate::base::{BlockId, Error, ErrorKind, Part, Result};
 use crate::config::{Config, Idle};
@@ -10,6 +9,7 @@ use crate::graph::planner::{Fact, Task};
 use crate::model::expert::ExpertShape;
 use crate::model::kernels::parallel::Threads;
 use crate::model::optim::{Master, Optimizer, Params, StepRate, Update, sum_squares};
+use crate::storage::lease::Lease;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -26,7 +26,7 @@ pub struct Lease {
 impl Lease {
     /// `slots`: block, its slot, and whether the holder may change it. Made by the prefetcher
     /// from a grant, which pins the blocks until the release that follows the lease's end.
-    pub(super) fn new(slots: Vec<(BlockId, SlotBytes, bool)>, arena: Arc<Arena>) -> Self {
+    pub fn new(slots: Vec<(BlockId, SlotBytes, bool)>, arena: Arc<Arena>) -> Self {
         let pinned = slots
             .into_iter()
             .map(|(block, bytes, writable)| Pinned { block, bytes, writable })
