@@ -52,7 +52,11 @@ pub fn draw(title: &str, timeline: &Timeline, steps: u64) -> Result<String> {
 fn last_steps(timeline: &Timeline, steps: u64) -> Timeline {
     let worked = timeline.spans.iter().filter(|span| span.lane == EXECUTOR);
     let all: BTreeSet<Step> = worked.map(|span| span.step).collect();
-    let first = all.iter().rev().take(steps.max(1) as usize).last().copied().unwrap_or(0);
+    let first = all
+        .iter()
+        .nth_back(steps.clamp(1, all.len().max(1) as u64) as usize - 1)
+        .copied()
+        .unwrap_or(0);
     let mut of_steps = timeline.spans.iter().filter(|s| s.lane == EXECUTOR && s.step >= first);
     let Some(begin) = of_steps.next().map(|span| span.start) else { return Timeline::default() };
     let end = of_steps.map(|span| span.end).max().unwrap_or(begin);
