@@ -4,7 +4,7 @@
 use super::curve;
 use super::data::DataSource;
 use super::feed::{Division, Feed};
-use super::folder::{RunFolder, write_whole};
+use super::folder::RunFolder;
 use super::launch::{self, Ranks, Ready};
 use super::metrics::{self, MetricsWriter, StepMetrics};
 use super::pipeline::Pipeline;
@@ -17,6 +17,7 @@ use crate::actors::link::RankEvent;
 use crate::actors::prefetcher::AccessTrace;
 use crate::actors::script::StopGate;
 use crate::actors::sink::PassReport;
+use crate::base::file::write_whole;
 use crate::base::{Error, Result, Step};
 use crate::config::Config;
 use crate::graph::Lane;
