@@ -9,6 +9,7 @@ use super::stage::{Incoming, MakeStage, Outcome, Stage};
 use crate::base::clock::{Clock, RealClock};
 use crate::base::{Error, Result};
 use crate::graph::planner::Task;
+use crate::model::kernels::parallel::set_threads;
 use crate::storage::lease::Lease;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -49,8 +50,12 @@ pub fn start(
 }
 
 fn run(inbox: &Receiver<Order>, clock: RealClock, make: MakeStage, on_finished: &OnFinished) {
-    // A stage that cannot be made fails the first task it is given.
-    let mut stage = guarded(make);
+    // A stage that cannot be made fails the first task it is given. One that computes in parallel
+    // asks for its threads; the others must not have libtorch start a pool for them.
+    let mut stage = guarded(|| {
+        set_threads(1)?;
+        make()
+    });
     let mut undelivered = None;
     for order in inbox {
         match order {

@@ -2,6 +2,7 @@
 //!
 //! Imports nothing of ours.
 
+pub mod behind;
 pub mod clock;
 pub mod error;
 pub mod file;

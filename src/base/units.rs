@@ -66,6 +66,22 @@ impl fmt::Display for Bytes {
     }
 }
 
+impl Bytes {
+    /// Not less, and exact as it is printed: for advice that must work when it is followed.
+    #[must_use]
+    pub fn rounded_up(self) -> Self {
+        let (unit, parts): (u128, u128) = match self.0 {
+            0..1024 => return self,
+            1024..1_048_576 => (1 << 10, 10),
+            1_048_576..1_073_741_824 => (1 << 20, 10),
+            1_073_741_824..1_099_511_627_776 => (1 << 30, 100),
+            _ => (1 << 40, 100),
+        };
+        let steps = (u128::from(self.0) * parts).div_ceil(unit);
+        Self(u64::try_from((steps * unit).div_ceil(parts)).unwrap_or(u64::MAX))
+    }
+}
+
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         for (name, scale) in
@@ -191,6 +207,15 @@ pub const fn round_up(n: u64, to: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn advice_is_not_less_than_needed() {
+        for bytes in (0..3_000_000_000_000u64).step_by(7_777_777_777).chain(1020..5000) {
+            let advice = Bytes(bytes).rounded_up();
+            let read: Bytes = advice.to_string().parse().unwrap();
+            assert!(read.0 >= bytes && read.0 <= bytes + bytes / 10, "{bytes} {advice}");
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

@@ -2,6 +2,7 @@
 
 use super::{ConfigFile, output};
 use crate::base::Result;
+use crate::base::units::Bytes;
 use crate::train::pipeline::Pipeline;
 use clap::Args;
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ impl TrainArgs {
         if let Some(loss) = summary.validation_loss {
             text += &format!(", validation loss {loss:.4}");
         }
+        let (peak, most) = (Bytes(summary.peak_bytes), Bytes(summary.memory_bytes));
+        text += &format!("\nmemory {peak} at the peak, {most} promised");
         output::print(&format!("{text}\nrun folder {}\n", summary.run_dir.display()))
     }
 }

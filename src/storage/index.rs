@@ -4,9 +4,9 @@
 //! sled's own flush ends in sync_file_range, which a power cut undoes.
 
 use super::disk::{Extent, FileId};
+use crate::base::behind::give_back;
 use crate::base::{BlockId, Error, Part, Result, Step};
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -227,9 +227,7 @@ impl SledIndex {
                 Err(e) => return Err(cannot(e)),
             };
             file.sync_data().map_err(cannot)?;
-            // The pages are clean now, and a run's page cache belongs to others.
-            // SAFETY: advice on an open descriptor; it touches no memory of ours.
-            unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+            give_back(&file, None);
         }
         Ok(())
     }

@@ -357,11 +357,7 @@ fn make_executor(
     let mut gate = pipeline.make_gate(&ready.model)?;
     gate.restore(&meta.gate)?;
     let schedule = model_of::schedule(config);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = match config.actors.expert.threads {
-        0 => (cores / ready.load.ranks).max(1),
-        threads => threads,
-    };
+    let threads = ready.load.threads;
     let (ranks, local_experts) = (ready.load.ranks, ready.experts_of(rank));
     let micro_batches = ready.load.micro_batches;
     let keep_dense = config.actors.dense.activations == Activations::Keep;

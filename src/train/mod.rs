@@ -1,7 +1,9 @@
 //! Training: the data, the planner of a step, and the trainer that wires them to actors.
 
+pub mod account;
 pub mod agreement;
 pub mod blocks;
+pub mod crew;
 pub mod curve;
 pub mod data;
 pub mod feed;

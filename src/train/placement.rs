@@ -1,15 +1,14 @@
-//! Where everything of a run will be: slots in memory, blocks on SSD, and the ledger of both.
+//! Where everything of a run will be: slots in memory, blocks on SSD.
 //!
 //! A budget is divided by what a byte saves a step. A weights block is read twice a step and
 //! written once, so a byte of it saves three; a state block is read and written once, so a byte
 //! saves two, and so does a gradient that waits for the global norm. Hence weights first, then
 //! states, then gradients. Gradients that are consumed at once need a few slots only.
 
-use crate::base::ledger::Ledger;
 use crate::base::units::{Bytes, round_up};
 use crate::base::{Error, ErrorKind, Part, Result};
 use crate::model::config::ModelConfig;
-use crate::model::expert::{ExpertShape, Kept};
+use crate::model::expert::ExpertShape;
 use crate::model::params::DenseParams;
 use crate::storage::hierarchy::SlotClass;
 use crate::storage::store::{ClassSpec, StoreSpec};
@@ -36,6 +35,7 @@ pub struct Load {
     /// Named checkpoints to reserve disk for.
     pub checkpoints: u32,
     pub index_cache: u64,
+    /// Threads of one rank's executor.
     pub threads: usize,
 }
 
@@ -79,7 +79,7 @@ impl Placement {
                     "storage.host = {} cannot hold one expert's weights, state and gradient on \
                      each rank: set it to {} or more",
                     Bytes(load.host),
-                    Bytes(minimum)
+                    Bytes(minimum).rounded_up()
                 ),
             ));
         }
@@ -159,87 +159,4 @@ impl Placement {
         let written = w * self.weights_bytes + s * self.state_bytes + g * self.grad_bytes;
         (read, written)
     }
-}
-
-/// The memory of a whole run. `base` is what the process holds before anything of the run.
-pub fn ledger(load: &Load, placement: &Placement, base: u64) -> Ledger {
-    let config = &load.config;
-    let ranks = load.ranks as u64;
-    let c = load.shape.precision.bytes() as u64;
-    let (h, e, k) = (config.hidden as u64, config.experts as u64, config.top_k as u64);
-    let f = config.expert_width as u64;
-    let tokens = (load.batch * load.seq) as u64;
-    let mut ledger = Ledger::default();
-    ledger.add("program and libtorch", base, "held before the run begins");
-    let dense = DenseParams::bytes(config, load.shape.precision) * ranks;
-    ledger.add("dense parameters", dense, "masters, moments, gradient, compute copies");
-    let snapshot = 2 * round_up(DenseParams::state_bytes_of(config), PAGE) * ranks;
-    ledger.add("dense snapshot", snapshot, "of a commit, while it is written");
-    let s = placement.slots;
-    let note = |n: u32| format!("{n} of {} blocks on each rank", placement.blocks);
-    ledger.add(
-        "slots: weights",
-        u64::from(s.weights) * placement.weights_bytes * ranks,
-        note(s.weights),
-    );
-    ledger.add(
-        "slots: states",
-        u64::from(s.states) * placement.state_bytes * ranks,
-        note(s.states),
-    );
-    ledger.add(
-        "slots: gradients",
-        u64::from(s.grads) * placement.grad_bytes * ranks,
-        note(s.grads),
-    );
-
-    let layers = config.layers as u64;
-    let mut kept = 4 * h + c * h + 4 * e + k * (8 * 4 + 4 * 3);
-    if load.keep_experts {
-        kept += Kept::bytes(&load.shape, 1) * k;
-    }
-    if load.keep_dense {
-        kept += dense_tape(config, c, load.seq as u64);
-    }
-    ledger.add("activations", kept * tokens * layers, "kept from forward to backward");
-    let in_layer = k * h * c * 2 + k * h * c + 8 * h;
-    ledger.add("rows of a layer", in_layer * tokens, "expert inputs, outputs and their gradients");
-
-    let micro = tokens / (load.micro_batches as u64 * ranks).max(1);
-    let head =
-        3 * crate::model::loss::chunk_rows(config.vocab as i64) as u64 * config.vocab as u64 * 4
-            + 6 * micro * h * 4
-            + config.vocab as u64 * h * (4 + c);
-    let segment = dense_tape(config, c, load.seq as u64) * micro * 2;
-    let rows = micro.min(micro * k / e.max(1) * 8 + 64);
-    let expert = rows * (8 * h + 12 * f) * c + 4 * 3 * h * f * c;
-    let workspace = (head.max(segment) + expert) * ranks;
-    ledger.add("workspace", workspace, "the largest node of each rank");
-    let index = (load.index_cache + (24 << 20)) * ranks;
-    ledger.add("index", index, "sled's cache and log buffers");
-    let threads = (16 << 20) * (4 * ranks + load.threads as u64);
-    ledger.add("threads and io", threads, "stacks, queues, kernels' scratch");
-    let churned = kept * tokens * layers + in_layer * tokens + workspace;
-    ledger.add("allocator", churned / 4 + (32 << 20), "what the heap keeps beyond what is in use");
-    ledger
-}
-
-/// Bytes a token that the autograd graph of one dense segment holds.
-fn dense_tape(config: &ModelConfig, c: u64, seq: u64) -> u64 {
-    let h = config.hidden as u64;
-    let q = (config.heads * config.head_dim) as u64;
-    let kv = (config.kv_heads * config.head_dim) as u64;
-    let shared = config.shared_width.unwrap_or(0) as u64;
-    // Norm inputs and outputs in f32, q/k/v before and after rotation, attention's output and
-    // its scores' statistics, the residual sums.
-    let attention = (4 * q + 6 * kv) * c.max(4) + 4 * seq.min(512) * config.heads as u64 / 8;
-    10 * h * 4 + attention + 4 * shared * c + 12 * config.experts as u64
-}
-
-/// Memory that this process holds now, in bytes: `VmRSS`.
-pub fn resident_now() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok());
-    pages.map_or(0, |pages| pages * PAGE)
 }

@@ -3,7 +3,8 @@
 //! The seconds come from two figures of this machine, measured in about a second: how fast the
 //! disk of the store moves large blocks, and how fast libtorch multiplies matrices.
 
-use super::placement::{Load, Placement, ledger, resident_now};
+use super::account::account;
+use super::placement::{Load, Placement};
 use super::{model_of, prepare};
 use crate::base::ledger::Ledger;
 use crate::base::units::Bytes;
@@ -57,7 +58,7 @@ pub fn plan(config: &Config, probe_dir: &Path) -> Result<Plan> {
     let placement = Placement::new(&load)?;
     let machine = measure(probe_dir, load.shape.precision)?;
     let ranks = load.ranks as u64;
-    let account = ledger(&load, &placement, resident_now());
+    let account = account(config, &load, &placement);
     let disk_bytes = Store::disk_required(&placement.store(&load, serde_json::json!({}))) * ranks;
     let (mut read, mut written) = placement.traffic();
     (read, written) = (read * ranks, written * ranks);

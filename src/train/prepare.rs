@@ -2,6 +2,9 @@
 //! checked before any work.
 
 use super::agreement;
+use super::data::cache::{HELD, width_for};
+use super::data::files::text_bytes;
+use super::data::prepare::SAMPLE_BYTES;
 use super::data::{DataSpec, FileSpec, Format, TextSource, tokenizer_for};
 use super::folder::RunFolder;
 use super::launch::Ready;
@@ -33,6 +36,16 @@ pub fn tokenizer(config: &Config, kept: &Path) -> Result<Tokenizer> {
         config::Tokenizer::Bpe { vocab } => TokenizerSpec::Bpe { vocab: *vocab },
     };
     tokenizer_for(&spec, &files(config), config.data.seed, kept)
+}
+
+/// Threads that compute, over all ranks: those that the configuration allows the executors, or a
+/// core each. Before the ranks start, so many tokenise.
+pub fn compute_threads(config: &Config) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match (config.actors.expert.threads, config.parallel.expert) {
+        (0, ranks) => (cores / ranks).max(1) * ranks,
+        (threads, ranks) => threads * ranks,
+    }
 }
 
 fn files(config: &Config) -> Vec<FileSpec> {
@@ -80,10 +93,27 @@ pub fn text_source(
         shuffle: config.data.shuffle,
         seed: config.data.seed,
         cache: folder.data_path(),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: compute_threads(config),
         vocab,
     };
     TextSource::open(spec, tokenizer, template.as_ref(), progress)
+}
+
+/// Bytes of token files that one rank's source holds in memory, at most.
+pub fn held_bytes(config: &Config, load: &Load) -> u64 {
+    let width = u64::from(width_for(load.config.vocab));
+    let of_file = |file: &FileSpec| {
+        // A chat template may write more than the file has; each of two files is held up to HELD.
+        let text = text_bytes(&file.path).filter(|_| file.format != Format::Chat);
+        text.map_or(2 * HELD, |text| ((text + 4096) * width).min(2 * HELD))
+    };
+    files(config).iter().map(of_file).sum()
+}
+
+/// Bytes of text that a BPE would be trained on, at most.
+pub fn sample_bytes(config: &Config) -> u64 {
+    let text: Option<u64> = files(config).iter().map(|file| text_bytes(&file.path)).sum();
+    text.map_or(SAMPLE_BYTES, |text| text.min(SAMPLE_BYTES))
 }
 
 /// What placement depends on, of a configuration and its model.
@@ -101,10 +131,7 @@ pub fn load_of(config: &Config, model: &ModelConfig) -> Load {
         keep_experts: config.actors.expert.activations == Activations::Keep,
         checkpoints: config.storage.checkpoints,
         index_cache: config.storage.index_cache.0,
-        threads: match config.actors.expert.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        },
+        threads: compute_threads(config) / config.parallel.expert,
     }
 }
 
@@ -125,7 +152,7 @@ fn check_disk(dir: &Path, load: &Load, placement: &Placement) -> Result<u64> {
                  disk with storage.dir, or keep fewer checkpoints (storage.checkpoints = {})",
                 dir.display(),
                 Bytes(free),
-                Bytes(required),
+                Bytes(required).rounded_up(),
                 load.checkpoints
             ),
         ));

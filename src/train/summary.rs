@@ -1,5 +1,6 @@
 //! What a run says of itself before it begins: requested beside effective, and the ledger.
 
+use super::crew::Threads;
 use super::launch::Ready;
 use crate::base::ledger::Ledger;
 use crate::base::units::Bytes;
@@ -53,6 +54,7 @@ pub fn opening(config: &Config, ready: &Ready, ledger: &Ledger, io: &[IoEffectiv
     if ready.load.ranks > 1 {
         line("ranks", format!("{} as threads, experts divided", ready.load.ranks));
     }
+    line("threads", Threads::of(config, &ready.load).to_string());
     let _ = writeln!(text, "memory at most:\n{ledger}");
     text
 }

@@ -1,6 +1,7 @@
 //! The trainer: prepares a run, starts its ranks, and turns what they tell into metrics, progress,
 //! a loss curve and a timeline.
 
+use super::account::{account, peak_resident};
 use super::curve;
 use super::data::DataSource;
 use super::feed::{Division, Feed};
@@ -8,7 +9,6 @@ use super::folder::RunFolder;
 use super::launch::{self, Ranks, Ready};
 use super::metrics::{self, MetricsWriter, StepMetrics};
 use super::pipeline::Pipeline;
-use super::placement::{ledger, resident_now};
 use super::prepare;
 use super::progress::{Show, TrainProgress};
 use super::script::{Rhythm, TrainScript};
@@ -22,7 +22,7 @@ use crate::base::{Error, Result, Step};
 use crate::config::Config;
 use crate::graph::Lane;
 use crate::graph::planner::Pass;
-use crate::model::kernels::parallel::tune_allocator;
+use crate::model::kernels::parallel::{set_threads, trim_allocator, tune_allocator};
 use crate::text::tokenizer::Tokenizer;
 use crate::trace::{LaneLayer, chrome, picture};
 use serde::Serialize;
@@ -43,6 +43,9 @@ pub struct Summary {
     pub interrupted: bool,
     /// Tokens a second over this process's steps, the first left out.
     pub tokens_per_second: f64,
+    /// What the ledger promised, and the most that was resident.
+    pub memory_bytes: u64,
+    pub peak_bytes: u64,
     pub run_dir: std::path::PathBuf,
 }
 
@@ -77,6 +80,7 @@ pub(super) fn train(pipeline: Pipeline) -> Result<Summary> {
     config.validate()?;
     config.check_trainable()?;
     tune_allocator();
+    set_threads(1)?; // Executors compute: this thread starts no pool of its own.
     let run_dir = pipeline.run_dir.clone().unwrap_or_else(|| config.default_run_dir());
     let show = Show::detect();
     let fresh = !pipeline.resume;
@@ -109,7 +113,7 @@ pub(super) fn train(pipeline: Pipeline) -> Result<Summary> {
             );
         }
     }
-    run(&pipeline, &folder, ready, &tokenizer, show)
+    run(&pipeline, &folder, ready, tokenizer, show)
 }
 
 fn prepare_run(pipeline: &Pipeline, folder: &RunFolder, show: Show) -> Result<(Ready, Tokenizer)> {
@@ -154,7 +158,7 @@ fn run(
     pipeline: &Pipeline,
     folder: &RunFolder,
     mut ready: Ready,
-    tokenizer: &Tokenizer,
+    tokenizer: Tokenizer,
     show: Show,
 ) -> Result<Summary> {
     let config = &pipeline.config;
@@ -168,10 +172,13 @@ fn run(
     for _ in 0..ranks {
         let source: Box<dyn DataSource> = match &pipeline.data {
             Some(make) => make()?,
-            None => Box::new(open_text(config, ready.model.vocab, tokenizer, folder, show)?),
+            None => Box::new(open_text(config, ready.model.vocab, &tokenizer, folder, show)?),
         };
         sources.push(Some(source));
     }
+    // What preparing took is given back before the slots are taken.
+    drop(tokenizer);
+    trim_allocator();
     let held_out = sources[0].as_ref().map_or(0, |source| source.validation_batches());
     let rhythm = Rhythm {
         commit_every: config.train.commit_every,
@@ -179,7 +186,7 @@ fn run(
         eval_every: config.train.eval_every,
         eval_batches: (config.train.eval_batches as u64).min(held_out) as u32,
     };
-    let account = ledger(&ready.load, &ready.placement, resident_now());
+    let account = account(config, &ready.load, &ready.placement);
     let last = config.train.steps;
     let gate = StopGate::until(last);
     let signals = Signals::watch()?;
@@ -222,6 +229,8 @@ fn run(
         validation_loss: book.validation,
         interrupted: book.step < last,
         tokens_per_second: book.rate(),
+        memory_bytes: account.total(),
+        peak_bytes: peak_resident(),
         run_dir: folder.path().to_owned(),
     })
 }

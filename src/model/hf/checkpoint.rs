@@ -1,6 +1,7 @@
 //! Reading tensors of a checkpoint folder by name.
 
 use super::header::{self, Dtype, TensorInfo};
+use crate::base::behind::give_back;
 use crate::base::{Error, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -174,6 +175,8 @@ impl Checkpoint {
             offset += bytes.len() as u64;
             decode(info.dtype, bytes, piece).map_err(context)?;
         }
+        // A tensor is read once.
+        give_back(file, Some(offset));
         Ok(())
     }
 

@@ -129,6 +129,9 @@ fn native_status(status: c_int) -> Result<()> {
 /// libtorch's tensors come from it, and the page faults cost a third of a training step.
 /// Call once at start, before the first tensor. Answers whether all settings were taken
 /// (elsewhere than on glibc, nothing is done).
+///
+/// One heap serves all threads: tensors are made on one thread and freed on another, and a heap
+/// of each thread's own would keep what the others could use.
 pub fn tune_allocator() -> bool {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -139,10 +142,21 @@ pub fn tune_allocator() -> bool {
             libc::mallopt(libc::M_MMAP_MAX, 0) == 1
                 && libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD) == 1
                 && libc::mallopt(libc::M_TOP_PAD, TOP_PAD) == 1
+                && libc::mallopt(libc::M_ARENA_MAX, 1) == 1
         }
     }
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
     false
+}
+
+/// Gives the pages that the allocator keeps and nothing uses back to the system: after a phase
+/// that held more than the next one will.
+pub fn trim_allocator() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: only pages without live allocations are given back.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 #[cfg(test)]

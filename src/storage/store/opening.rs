@@ -19,7 +19,8 @@ impl Store {
     /// Bytes of memory that an open store holds, beside its index cache.
     pub fn memory_required(spec: &StoreSpec) -> u64 {
         let slots: u64 = spec.classes.iter().map(|class| table::slots_of(spec, class).1).sum();
-        slots * 160
+        // sled's log buffers, its page table, and the pages of its log between two commits.
+        slots * 160 + (8 << 20)
     }
 
     /// Makes a store in `dir` with all its space reserved, and opens it.

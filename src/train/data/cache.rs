@@ -5,15 +5,16 @@
 //! beside it is written last, so a half-written file is never taken for a whole one. Small files
 //! are held in memory, large ones are read a sequence at a time.
 
+use crate::base::behind::{ReadOnce, WriteOnce, give_back};
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Files up to this many bytes are held in memory.
-pub const HELD: u64 = 32 << 20;
+pub const HELD: u64 = 8 << 20;
 
 /// What is known of a token file without opening it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +37,7 @@ pub fn width_for(vocab: usize) -> u8 {
 #[derive(Debug)]
 pub struct TokenWriter {
     path: PathBuf,
-    out: BufWriter<File>,
+    out: BufWriter<WriteOnce>,
     count: TokenCount,
     scratch: Vec<u8>,
 }
@@ -49,7 +50,7 @@ impl TokenWriter {
             .map_err(|e| Error::io(format!("creating token file {}", path.display()), e))?;
         Ok(Self {
             path: path.to_owned(),
-            out: BufWriter::with_capacity(1 << 20, file),
+            out: BufWriter::with_capacity(1 << 20, WriteOnce::new(file)),
             count: TokenCount { tokens: 0, targets: 0, crc: 0, width },
             scratch: Vec::new(),
         })
@@ -81,7 +82,7 @@ impl TokenWriter {
     /// # Errors
     /// As [`Self::push`].
     pub fn finish(mut self) -> Result<TokenCount> {
-        let flushed = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
+        let flushed = self.out.flush().and_then(|()| self.out.get_mut().finish());
         flushed.map_err(|e| self.writing(e))?;
         Ok(self.count)
     }
@@ -134,7 +135,8 @@ impl TokenFile {
             return Err(damaged(path).with("bytes", len).with("expected", expected));
         }
         let bytes = if len <= most {
-            let bytes = std::fs::read(path).map_err(reading)?;
+            let mut bytes = Vec::with_capacity(len as usize);
+            ReadOnce::new(file).read_to_end(&mut bytes).map_err(reading)?;
             if crc32c::crc32c(&bytes) != count.crc {
                 return Err(damaged(path).with("bytes", len));
             }
@@ -180,6 +182,8 @@ impl TokenFile {
                 file.read_exact_at(&mut buffer, from as u64).map_err(|e| {
                     Error::io(format!("reading token file {}", self.path.display()), e)
                 })?;
+                // No sequence is read twice before all others were.
+                give_back(file, None);
                 read = buffer;
                 &read[..]
             }

@@ -3,6 +3,7 @@
 //! A file is zstd-compressed when it begins with zstd's magic number, not because of its name.
 //! Every piece is checked UTF-8; what is wrong is named by file and line.
 
+use crate::base::behind::ReadOnce;
 use crate::base::{Error, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -15,6 +16,29 @@ const LONGEST_LINE: u64 = 64 << 20;
 /// A byte order mark at the start is no text; Windows' editors write one.
 const MARK: char = '\u{feff}';
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// Bytes of text in the file at `path`, at most; `None` where only reading all of it would tell.
+pub fn text_bytes(path: &Path) -> Option<u64> {
+    /// A larger compressed file is not looked through: its text is larger than anybody asks.
+    const LOOKED_THROUGH: u64 = 16 << 20;
+    let len = std::fs::metadata(path).ok()?.len();
+    let mut file = File::open(path).ok()?;
+    let mut bytes = vec![0; 4.min(len as usize)];
+    file.read_exact(&mut bytes).ok()?;
+    if bytes != ZSTD_MAGIC {
+        return Some(len);
+    }
+    if len > LOOKED_THROUGH {
+        return None;
+    }
+    file.read_to_end(&mut bytes).ok()?;
+    let (mut rest, mut text) = (&bytes[..], 0);
+    while !rest.is_empty() {
+        text += zstd::zstd_safe::get_frame_content_size(rest).ok()??;
+        rest = rest.get(zstd::zstd_safe::find_frame_compressed_size(rest).ok()?..)?;
+    }
+    Some(text)
+}
 
 /// A data file, read once from its start to its end.
 pub struct TextFile {
@@ -56,7 +80,7 @@ impl TextFile {
         let mut magic = Vec::with_capacity(ZSTD_MAGIC.len());
         Read::by_ref(&mut file).take(4).read_to_end(&mut magic).map_err(reading)?;
         let zstd = magic == ZSTD_MAGIC;
-        let whole = std::io::Cursor::new(magic).chain(file);
+        let whole = std::io::Cursor::new(magic).chain(ReadOnce::new(file));
         let reader: Box<dyn BufRead + Send> = if zstd {
             let decoder = zstd::stream::read::Decoder::new(whole).map_err(reading)?;
             Box::new(BufReader::with_capacity(256 << 10, decoder))
@@ -179,6 +203,14 @@ mod tests {
         std::fs::write(&plain, &text).unwrap();
         let packed = dir.path().join("packed.txt");
         std::fs::write(&packed, zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap();
+        assert_eq!(text_bytes(&plain), Some(text.len() as u64));
+        // Streamed frames do not tell their content; those of a whole buffer do.
+        assert_eq!(text_bytes(&packed), None);
+        let mut frames = zstd::bulk::compress(text.as_bytes(), 1).unwrap();
+        frames.extend(zstd::bulk::compress(b"more", 1).unwrap());
+        let two = dir.path().join("two.zst");
+        std::fs::write(&two, frames).unwrap();
+        assert_eq!(text_bytes(&two), Some(text.len() as u64 + 4));
         let (a, b) = (pieces(&plain).unwrap(), pieces(&packed).unwrap());
         assert_eq!(a, b);
         assert_eq!(a.concat(), text);

@@ -12,8 +12,11 @@ use crate::base::{Error, Result};
 use crate::text::tokenizer::{Tokenizer, TokenizerSpec};
 use std::path::Path;
 
-/// Pieces of text that a BPE is trained on at most: 64 MiB together.
+/// Pieces of text that a BPE is trained on at most, and the bytes of all of them.
 const SAMPLE: usize = 1024;
+pub const SAMPLE_BYTES: u64 = (SAMPLE * LONGEST) as u64;
+/// A longer document is cut.
+const LONGEST: usize = 2 * PIECE;
 /// A template beside a given tokenizer belongs to it.
 const TEMPLATE: &str = "chat_template.jinja";
 
@@ -67,6 +70,10 @@ pub fn sample(files: &[FileSpec], seed: u64) -> Result<Vec<String>> {
             piece += &document.text();
             if lines {
                 piece.push('\n');
+            }
+            while piece.len() > LONGEST {
+                let rest = piece.split_off(piece.floor_char_boundary(LONGEST));
+                reservoir.offer(std::mem::replace(&mut piece, rest));
             }
             if piece.len() >= PIECE {
                 reservoir.offer(std::mem::take(&mut piece));
@@ -141,6 +148,17 @@ mod tests {
         let late = reservoir.kept.iter().filter(|p| p.parse::<usize>().unwrap() >= 5 * SAMPLE);
         let late = late.count();
         assert!((SAMPLE * 2 / 5..SAMPLE * 3 / 5).contains(&late), "{late}");
+    }
+
+    #[test]
+    fn a_long_document_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        let text = "é".repeat(3 * LONGEST);
+        std::fs::write(&path, serde_json::json!({ "text": text }).to_string()).unwrap();
+        let pieces = sample(&[FileSpec::new(&path)], 0).unwrap();
+        assert!(pieces.iter().all(|piece| piece.len() <= LONGEST));
+        assert_eq!(pieces.concat().trim_end(), text);
     }
 
     #[test]
