@@ -16,6 +16,7 @@ use crate::storage::lease::Lease;
 use actix::{Actor, Context, Handler};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::HashMap;
+use std::time::Duration;
 use tch::Tensor;
 
 /// Where the executor puts what it sends.
@@ -27,6 +28,8 @@ pub struct Exchange {
     staged: Receiver<(Task, Outgoing)>,
     waiting: HashMap<Task, Outgoing>,
     executor: Sender<Order>,
+    /// How long the executor may take to stage its data.
+    patience: Duration,
 }
 
 impl Exchange {
@@ -34,21 +37,22 @@ impl Exchange {
         collective: Box<dyn Collective>,
         staged: Receiver<(Task, Outgoing)>,
         executor: Sender<Order>,
+        patience: Duration,
     ) -> Self {
-        Self { collective, staged, waiting: HashMap::new(), executor }
+        Self { collective, staged, waiting: HashMap::new(), executor, patience }
     }
 
     /// What the executor staged for `task`. The engine may issue a task while the executor is
-    /// still packing for it.
+    /// still packing for it. An executor that failed stages nothing, and it waits for this
+    /// thread's orders to end: hence the patience.
     fn staged_for(&mut self, task: Task) -> Result<Outgoing> {
         loop {
             if let Some(outgoing) = self.waiting.remove(&task) {
                 return Ok(outgoing);
             }
-            let (task, outgoing) = self
-                .staged
-                .recv()
-                .map_err(|_| Error::bug("the executor went away before it staged its data"))?;
+            let (task, outgoing) = self.staged.recv_timeout(self.patience).map_err(|_| {
+                Error::bug("the executor did not stage its data").with("task", task.work)
+            })?;
             self.waiting.insert(task, outgoing);
         }
     }

@@ -205,7 +205,8 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
     let reader = hire("reader", Box::new(move || Ok(Box::new(reader))), Some(Post::Source))?;
     let exchange = match spec.collective {
         Some(collective) => {
-            let exchange = Exchange::new(collective, staged, executor.clone());
+            let executor = executor.clone();
+            let exchange = Exchange::new(collective, staged, executor, spec.patience);
             let make: MakeStage = Box::new(move || Ok(Box::new(exchange)));
             Some(hire("comm", make, Some(Post::Communicator))?)
         }

@@ -67,9 +67,15 @@ impl Error {
         Self::new(ErrorKind::Bug, message)
     }
 
-    /// An I/O error: `doing` says what was attempted, with the path in it.
+    /// An I/O error: `doing` says what was attempted, with the path in it. The remedy for a full
+    /// disk is added.
     pub fn io(doing: impl Into<String>, source: std::io::Error) -> Self {
-        Self::new(ErrorKind::Io, doing).from_source(source)
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let mut message = doing.into();
+        if matches!(source.kind(), StorageFull | QuotaExceeded) {
+            message.push_str(": the disk is full; make room on it and go on with --resume");
+        }
+        Self::new(ErrorKind::Io, message).from_source(source)
     }
 
     /// Adds a context pair, printed as `key=value` after the message.
@@ -150,6 +156,8 @@ mod tests {
             .with("expert", 7);
         assert_eq!(e.to_string(), "reading block (layer=3, expert=7): boom");
         assert_eq!(e.exit_status(), 1);
+        let full = Error::io("writing a", std::io::Error::from_raw_os_error(28)).to_string();
+        assert!(full.starts_with("writing a: the disk is full; make room on it"), "{full}");
         assert_eq!(Error::config("x").exit_status(), 2);
     }
 }

@@ -18,8 +18,16 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&beside, path)?;
-        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir)?.sync_all()
+        sync_name(path)
     };
     replace().map_err(|e| Error::io(format!("writing {}", path.display()), e))
+}
+
+/// Makes the name of a file or folder durable.
+///
+/// # Errors
+/// When the folder that holds it cannot be synced.
+pub fn sync_name(path: &Path) -> std::io::Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
 }

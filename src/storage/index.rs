@@ -5,7 +5,7 @@
 
 use super::disk::{Extent, FileId};
 use crate::base::behind::give_back;
-use crate::base::{BlockId, Error, Part, Result, Step};
+use crate::base::{BlockId, Error, ErrorKind, Part, Result, Step};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -130,6 +130,8 @@ impl SledIndex {
     /// `Corrupt` if sled finds its files damaged, `Io` otherwise.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self> {
         let config = sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None);
+        discard_unfinished(dir)
+            .map_err(|e| Error::io("cannot clear the index", e).with("path", dir.display()))?;
         // sled asserts some of what it reads: a damaged file must not end the program.
         let opened = open_patiently(&config);
         let damaged = || {
@@ -163,6 +165,23 @@ impl SledIndex {
     }
 }
 
+/// Removes snapshots that were not written to their end: sled takes one for a damaged snapshot,
+/// though the one before it is still there. A kill or a full disk while the index was being opened
+/// leaves them.
+fn discard_unfinished(dir: &Path) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "generating") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 /// sled lets go of its lock a moment after it was closed, on a thread of its own. The store's lock
 /// is ours by now, so nobody else can be in the folder.
 fn open_patiently(config: &sled::Config) -> std::thread::Result<sled::Result<sled::Db>> {
@@ -179,12 +198,12 @@ fn open_patiently(config: &sled::Config) -> std::thread::Result<sled::Result<sle
 }
 
 fn failed(doing: &str, dir: &Path, e: sled::Error) -> Error {
-    let full = matches!(&e, sled::Error::Io(io) if io.raw_os_error() == Some(libc::ENOSPC));
-    let remedy =
-        if full { ": the disk is full; free some space there and start again" } else { "" };
-    Error::new(crate::base::ErrorKind::Io, format!("{doing} the index failed{remedy}"))
-        .with("path", dir.display())
-        .from_source(e)
+    let doing = format!("{doing} the index failed");
+    let error = match e {
+        sled::Error::Io(e) => Error::io(doing, e),
+        e => Error::new(ErrorKind::Io, doing).from_source(e),
+    };
+    error.with("path", dir.display())
 }
 
 // All errors are `Io`, naming the index's folder.
@@ -265,6 +284,8 @@ mod tests {
         index.flush().unwrap();
         index.sync().unwrap();
         drop(index);
+        // As a kill or a full disk leaves it when it comes while sled is opening.
+        std::fs::write(dir.path().join("snap.00000000FFFFFFFF.generating"), b"").unwrap();
         let index = SledIndex::open(dir.path(), 1 << 20).unwrap();
         assert_eq!(index.scan().unwrap(), [(b"b".to_vec(), b"2".to_vec())]);
         assert_eq!(index.get(b"b").unwrap(), Some(b"2".to_vec()));

@@ -3,7 +3,7 @@
 //! The law: one process at a time, one configuration a folder. What a resume changes is
 //! recorded; what it may not change is refused before anything is written.
 
-use crate::base::file::write_whole;
+use crate::base::file::{sync_name, write_whole};
 use crate::base::{Error, ErrorKind, Result, Step};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -13,6 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The recorded block accesses, in a run folder.
 pub const ACCESS_TRACE: &str = "access.trace";
+
+/// The key that a change of the data itself goes by.
+const DATA_KEY: &str = "data.files";
 
 /// A run folder that this process holds.
 #[derive(Debug)]
@@ -43,6 +46,7 @@ impl RunFolder {
     /// When the folder holds a run already, another process holds it, or it cannot be written.
     pub fn create(path: &Path, config: &toml::Table) -> Result<Self> {
         std::fs::create_dir_all(path)
+            .and_then(|()| sync_name(path))
             .map_err(|e| Error::io(format!("creating run folder {}", path.display()), e))?;
         let folder = Self::lock(path)?;
         if folder.config_path().exists() {
@@ -89,7 +93,10 @@ impl RunFolder {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(Error::new(
                 ErrorKind::Busy,
-                format!("run folder {} is in use by another process", path.display()),
+                format!(
+                    "run folder {} is in use by another process: wait for it, or stop it",
+                    path.display()
+                ),
             )),
             Err(TryLockError::Error(e)) => Err(locking(e)),
         }
@@ -114,20 +121,42 @@ impl RunFolder {
         write_whole(&self.config_path(), text.as_bytes())
     }
 
-    /// Compares the run's configuration with that of a resume from `step`. Changed keys that
-    /// `allowed` accepts are recorded in `changes.jsonl` and the new configuration is written;
-    /// with any other changed key nothing is.
+    /// Notes what the batches of a new run are made of ([`super::data::DataSource::identity`]).
     ///
     /// # Errors
-    /// When a key was changed that may not be, naming each with both values.
+    /// When the file that keeps it cannot be written.
+    pub fn begin_data(&self, data: &serde_json::Value) -> Result<()> {
+        write_whole(&self.data_identity_path(), format!("{data:#}\n").as_bytes())
+    }
+
+    /// What the run began with; `None` when it was stopped before that was noted.
+    fn data(&self) -> Result<Option<serde_json::Value>> {
+        let path = self.data_identity_path();
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(|e| Error::io(format!("reading {}", path.display()), e))?,
+        };
+        serde_json::from_str(&text).map(Some).map_err(|e| {
+            Error::corrupt(format!("{} is damaged: restore it from a copy", path.display()))
+                .from_source(e)
+        })
+    }
+
+    /// Compares the run's configuration and data with those of a resume from `step`. Changed keys
+    /// that `allowed` accepts are recorded in `changes.jsonl` and the new values are kept; with
+    /// any other changed key nothing is written.
+    ///
+    /// # Errors
+    /// When a key was changed that may not be, naming each with both values, or when the data was.
     pub fn resume(
         &self,
         config: &toml::Table,
+        data: &serde_json::Value,
         step: Step,
         allowed: impl Fn(&str) -> bool,
     ) -> Result<Vec<Change>> {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let changes: Vec<Change> = differences(&self.config()?, config)
+        let mut changes: Vec<Change> = differences(&self.config()?, config)
             .into_iter()
             .map(|(key, from, to)| Change { step, time, key, from, to })
             .collect();
@@ -149,9 +178,26 @@ impl RunFolder {
                 named.join(" ")
             )));
         }
+        let before = self.data()?;
+        if let Some(before) = before.as_ref().filter(|before| *before != data) {
+            let key = DATA_KEY.to_owned();
+            if !allowed(&key) {
+                return Err(Error::config(format!(
+                    "the data is not what run folder {} began with: {} changed; put it back, name \
+                     another folder with --run, or resume with --allow-change {key}",
+                    self.path.display(),
+                    changed_files(before, data)
+                )));
+            }
+            let text = |data: &serde_json::Value| Some(toml::Value::String(data.to_string()));
+            changes.push(Change { step, time, key, from: text(before), to: text(data) });
+        }
         if !changes.is_empty() {
             self.record(&changes)?;
             self.write_config(config)?;
+        }
+        if before.as_ref() != Some(data) {
+            self.begin_data(data)?;
         }
         Ok(changes)
     }
@@ -199,6 +245,11 @@ impl RunFolder {
     /// The effective configuration.
     pub fn config_path(&self) -> PathBuf {
         self.path.join("config.toml")
+    }
+
+    /// What the batches are made of.
+    fn data_identity_path(&self) -> PathBuf {
+        self.path.join("data.json")
     }
 
     /// One JSON object for each key that a resume changed.
@@ -250,6 +301,18 @@ impl RunFolder {
     pub fn export_path(&self) -> PathBuf {
         self.path.join("export")
     }
+}
+
+/// The names of the data files that differ; of another source than files, only that it does.
+fn changed_files(before: &serde_json::Value, after: &serde_json::Value) -> String {
+    let files = |data: &serde_json::Value| data["files"].as_array().cloned().unwrap_or_default();
+    let (before, after) = (files(before), files(after));
+    let gone = before.iter().filter(|file| !after.contains(file));
+    let new = after.iter().filter(|file| !before.contains(file));
+    let mut names: Vec<&str> = gone.chain(new).filter_map(|file| file["file"].as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() { "its source".to_owned() } else { names.join(", ") }
 }
 
 /// A dotted key with its two values.
@@ -313,22 +376,32 @@ mod tests {
         let old = config("[train]\nsteps = 10\nseq = 128\n[storage]\nhost = '1GiB'\n");
         let folder = RunFolder::create(dir.path(), &old).unwrap();
         let allowed = |key: &str| key == "train.steps" || key.starts_with("storage.");
+        let data = serde_json::json!({"files": [{"file": "a.txt", "crc": 1}]});
+        folder.begin_data(&data).unwrap();
         let both = config("[train]\nsteps = 20\nseq = 64\n[storage]\nhost = '1GiB'\n");
-        let e = folder.resume(&both, 5, allowed).unwrap_err().to_string();
+        let e = folder.resume(&both, &data, 5, allowed).unwrap_err().to_string();
         assert!(e.contains("train.seq was 128 and is now 64"), "{e}");
         assert!(e.contains("--allow-change train.seq") && !e.contains("train.steps"), "{e}");
         assert_eq!(folder.config().unwrap(), old);
         assert!(!folder.changes_path().exists());
 
         let new = config("[train]\nsteps = 20\nseq = 128\n[storage]\nhost = '2GiB'\ndepth = 8\n");
-        let changes = folder.resume(&new, 5, allowed).unwrap();
+        let changes = folder.resume(&new, &data, 5, allowed).unwrap();
         let keys: Vec<&str> = changes.iter().map(|c| c.key.as_str()).collect();
         assert_eq!(keys, ["storage.depth", "storage.host", "train.steps"]);
         assert_eq!(folder.config().unwrap(), new);
         let text = std::fs::read_to_string(folder.changes_path()).unwrap();
         let first: Change = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!((first.step, first.from, first.to), (5, None, Some(toml::Value::Integer(8))));
-        assert!(folder.resume(&new, 7, |_| false).unwrap().is_empty());
+        assert!(folder.resume(&new, &data, 7, |_| false).unwrap().is_empty());
         assert_eq!(std::fs::read_to_string(folder.changes_path()).unwrap(), text);
+
+        let other = serde_json::json!({"files": [{"file": "a.txt", "crc": 2}]});
+        let e = folder.resume(&new, &other, 7, allowed).unwrap_err().to_string();
+        assert!(e.contains("a.txt changed") && e.contains("--allow-change data.files"), "{e}");
+        assert_eq!(folder.data().unwrap(), Some(data));
+        let changes = folder.resume(&new, &other, 7, |_| true).unwrap();
+        assert_eq!(changes[0].key, "data.files");
+        assert_eq!(folder.data().unwrap(), Some(other));
     }
 }

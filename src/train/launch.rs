@@ -3,6 +3,7 @@
 use super::agreement::{Agreement, commit};
 use super::pipeline::Pipeline;
 use super::placement::{Load, Placement};
+use super::recorded::Recorded;
 use super::stage::update::{Meta, Rates, Updater};
 use super::stage::{StageSpec, TrainStage, UpdateStage};
 use super::{blocks::Blocks, model_of};
@@ -51,9 +52,16 @@ pub struct Ready {
     pub meta: Meta,
     /// Where the first rank's block accesses are recorded, and up to which step.
     pub accesses: Option<AccessTrace>,
+    /// The metrics that a commit waits for.
+    pub recorded: Option<Recorded>,
 }
 
 impl Ready {
+    pub fn new(load: Load, placement: Placement, stores: Vec<Arc<Store>>, meta: Meta) -> Self {
+        let model = load.config.clone();
+        Self { model, load, placement, stores, meta, accesses: None, recorded: None }
+    }
+
     pub fn precision(&self) -> Precision {
         self.load.shape.precision
     }
@@ -297,7 +305,7 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         optimizer,
         source: parts.source,
         collective: parts.collective,
-        commit: commit(store, parts.agreement),
+        commit: commit(store, parts.agreement, ready.recorded.clone()),
         committed: ready.meta.step,
         mailbox: nodes + 4096,
         patience: config.actors.communicator.timeout.0 + Duration::from_secs(30),

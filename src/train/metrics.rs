@@ -3,6 +3,8 @@
 //! The law: after a resume no step is there twice. The file is cut back to the last commit; a
 //! line that a kill or a power cut tore is not a step.
 
+use super::recorded::Recorded;
+use crate::base::file::sync_name;
 use crate::base::{Error, Result, Step};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -68,6 +70,7 @@ pub struct MetricsWriter {
     path: PathBuf,
     file: File,
     last: Step,
+    recorded: Recorded,
 }
 
 impl MetricsWriter {
@@ -78,19 +81,35 @@ impl MetricsWriter {
     /// When the file cannot be opened, or a line before the last commit is no step.
     pub fn open(path: &Path, committed: Step) -> Result<Self> {
         let last = truncate_after(path, committed)?;
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(|e| Error::io(format!("opening metrics {}", path.display()), e))?;
-        Ok(Self { path: path.to_owned(), file, last })
+        let opening = |e| Error::io(format!("opening metrics {}", path.display()), e);
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(opening)?;
+        // Its name is durable before any commit counts on its lines.
+        sync_name(path).map_err(opening)?;
+        // Lines before the last commit may be missing (the file was removed): it counts as there.
+        let recorded = Recorded::new(path, file.try_clone().map_err(opening)?, committed);
+        Ok(Self { path: path.to_owned(), file, last, recorded })
     }
 
-    /// Appends one step. A process that is killed afterwards has written it.
+    /// Appends one step. A process that is killed afterwards has written it. Where it fails, no
+    /// later step is committed.
     ///
     /// # Errors
     /// When the step is not after the last one, or writing fails.
     pub fn append(&mut self, metrics: &StepMetrics) -> Result<()> {
+        let written = self.write(metrics);
+        match written {
+            Ok(()) => self.recorded.reach(metrics.step),
+            Err(_) => self.recorded.give_up(),
+        }
+        written
+    }
+
+    /// How far the file has come, for who commits.
+    pub fn recorded(&self) -> Recorded {
+        self.recorded.clone()
+    }
+
+    fn write(&mut self, metrics: &StepMetrics) -> Result<()> {
         if metrics.step <= self.last {
             return Err(Error::bug("a step was to be written to the metrics twice")
                 .with("step", metrics.step)
@@ -106,17 +125,6 @@ impl MetricsWriter {
         self.last = metrics.step;
         Ok(())
     }
-
-    /// Makes the steps so far durable. Called before a commit, so that a power cut after the
-    /// commit leaves no gap.
-    ///
-    /// # Errors
-    /// When syncing fails.
-    pub fn sync(&self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(|e| Error::io(format!("syncing metrics {}", self.path.display()), e))
-    }
 }
 
 /// Removes the lines after step `committed`, and a torn last line. Returns the last step that is
@@ -127,11 +135,16 @@ impl MetricsWriter {
 pub fn truncate_after(path: &Path, committed: Step) -> Result<Step> {
     let mut keep = 0;
     let mut last = 0;
-    let len = scan(path, |end, metrics| {
-        if metrics.step <= committed {
-            (keep, last) = (end, metrics.step);
-        }
-    })?;
+    // What follows the last commit was never synced: a power cut may leave anything there.
+    let len = match committed {
+        0 => std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
+        _ => scan(path, |end, metrics| {
+            if metrics.step <= committed {
+                (keep, last) = (end, metrics.step);
+            }
+            metrics.step < committed
+        })?,
+    };
     if keep < len {
         let cutting = |e| Error::io(format!("cutting back metrics {}", path.display()), e);
         let file = OpenOptions::new().write(true).open(path).map_err(cutting)?;
@@ -146,13 +159,16 @@ pub fn truncate_after(path: &Path, committed: Step) -> Result<Step> {
 /// When the file cannot be read, or a line before the last is no step.
 pub fn read(path: &Path) -> Result<Vec<StepMetrics>> {
     let mut all = Vec::new();
-    scan(path, |_, metrics| all.push(metrics))?;
+    scan(path, |_, metrics| {
+        all.push(metrics);
+        true
+    })?;
     Ok(all)
 }
 
-/// Calls `each` with the end (in bytes) and the content of every whole line; returns the length
-/// of the file.
-fn scan(path: &Path, mut each: impl FnMut(u64, StepMetrics)) -> Result<u64> {
+/// Calls `each` with the end (in bytes) and the content of every whole line for as long as it
+/// answers true; returns the length of the file.
+fn scan(path: &Path, mut each: impl FnMut(u64, StepMetrics) -> bool) -> Result<u64> {
     let reading = |e| Error::io(format!("reading metrics {}", path.display()), e);
     let file = match File::open(path) {
         Ok(file) => file,
@@ -171,7 +187,11 @@ fn scan(path: &Path, mut each: impl FnMut(u64, StepMetrics)) -> Result<u64> {
         number += 1;
         end += read as u64;
         match serde_json::from_slice(&line) {
-            Ok(metrics) if line.ends_with(b"\n") => each(end, metrics),
+            Ok(metrics) if line.ends_with(b"\n") => {
+                if !each(end, metrics) {
+                    return Ok(len);
+                }
+            }
             // A power cut leaves the last line short, or with a block of zeros in it.
             _ if end >= len => return Ok(len),
             Ok(_) => return Ok(len),
@@ -199,7 +219,7 @@ mod tests {
         for i in steps {
             writer.append(&step(i)).unwrap();
         }
-        writer.sync().unwrap();
+        writer.recorded().wait(writer.last).unwrap();
     }
 
     #[test]
@@ -248,5 +268,11 @@ mod tests {
         std::fs::write(&path, format!("{}\n{}", &text[..20], text)).unwrap();
         let e = read(&path).unwrap_err().to_string();
         assert!(e.contains("m.jsonl:1 is not a step's metrics"), "{e}");
+        // After the last commit it is what a power cut left.
+        let text = text.replacen('\n', "\n\0\0\n", 1);
+        std::fs::write(&path, &text).unwrap();
+        assert!(MetricsWriter::open(&path, 2).is_err());
+        assert_eq!(MetricsWriter::open(&path, 1).unwrap().last, 1);
+        assert_eq!(read(&path).unwrap().len(), 1);
     }
 }

@@ -3,6 +3,7 @@
 pub mod account;
 pub mod agreement;
 pub mod blocks;
+mod book;
 pub mod crew;
 pub mod curve;
 pub mod data;
@@ -17,6 +18,7 @@ pub mod placement;
 pub mod plan;
 pub mod prepare;
 pub mod progress;
+pub mod recorded;
 pub mod schedule;
 pub mod script;
 pub mod session;

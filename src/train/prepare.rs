@@ -12,6 +12,7 @@ use super::model_of;
 use super::pipeline::Pipeline;
 use super::placement::{Load, Placement};
 use super::stage::update::Meta;
+use crate::base::file::sync_name;
 use crate::base::units::Bytes;
 use crate::base::{Error, ErrorKind, Result};
 use crate::config::{self, Activations, Config, FileFormat, Model};
@@ -21,7 +22,7 @@ use crate::model::hf::{self, Checkpoint};
 use crate::model::init;
 use crate::model::params::DenseParams;
 use crate::storage::disk::direct::free_space;
-use crate::storage::store::{Store, StoreOptions};
+use crate::storage::store::{Store, StoreOptions, StoreSpec};
 use crate::text::chat::ChatTemplate;
 use crate::text::tokenizer::{Tokenizer, TokenizerSpec};
 use serde_json::json;
@@ -182,6 +183,7 @@ pub fn create_stores(
     let placement = Placement::new(&load)?;
     let checkpoint = config.model.from().map(|from| Checkpoint::open(from)).transpose()?;
     std::fs::create_dir_all(dir)
+        .and_then(|()| sync_name(dir))
         .map_err(|e| Error::io(format!("creating {}", dir.display()), e))?;
     check_disk(dir, &load, &placement)?;
     let seed = config.model.shape().map_or(config.train.seed, |shape| shape.seed);
@@ -194,7 +196,7 @@ pub fn create_stores(
         stores.push(Arc::new(Store::create(&dir, &spec, &options)?));
     }
     let meta = Meta { gate: pipeline.make_gate(&model)?.state(), ..Meta::default() };
-    let ready = Ready { model: model.clone(), load, placement, stores, meta, accesses: None };
+    let ready = Ready::new(load, placement, stores, meta);
     let total = (model.layers * model.experts) as u64;
     let mut params = match &checkpoint {
         Some(checkpoint) => DenseParams::load(&model, ready.precision(), checkpoint)?,
@@ -234,7 +236,19 @@ pub fn open_stores(pipeline: &Pipeline, dir: &Path, load: Load) -> Result<Ready>
     let config = &pipeline.config;
     let placement = Placement::new(&load)?;
     let dirs: Vec<PathBuf> = (0..load.ranks).map(|rank| rank_dir(dir, rank, load.ranks)).collect();
-    let stores = agreement::open(&dirs, &store_options(config))?;
+    // A store comes last of all that a run makes before its first commit.
+    let begun = dirs.iter().all(|dir| Store::is_in(dir));
+    let stores = match begun {
+        true => agreement::open(&dirs, &store_options(config))?,
+        false => None,
+    };
+    let Some(stores) = stores else {
+        return Err(Error::input(format!(
+            "the run ended before its first commit, so there is nothing to go on with: remove its \
+             folder and start it without --resume, or mount the disk of its store (store {})",
+            dir.display()
+        )));
+    };
     for (rank, store) in stores.iter().enumerate() {
         if store.spec().identity != identity(&load, rank) {
             return Err(Error::config(format!(
@@ -243,16 +257,29 @@ pub fn open_stores(pipeline: &Pipeline, dir: &Path, load: Load) -> Result<Ready>
                 dir.display()
             )));
         }
-    }
-    if stores[0].committed().is_none() {
-        return Err(Error::input(format!(
-            "the run ended before its first commit, so there is nothing to go on with: remove its \
-             folder and start it without --resume (store {})",
-            dir.display()
-        )));
+        check_room(store, &placement.store(&load, json!({})), &load)?;
     }
     let meta: Meta = serde_json::from_slice(&stores[0].meta()?).map_err(|e| {
         Error::corrupt("the facts of the last commit cannot be read").from_source(e)
     })?;
-    Ok(Ready { model: load.config.clone(), load, placement, stores, meta, accesses: None })
+    Ok(Ready::new(load, placement, stores, meta))
+}
+
+/// Whether a store was made with room for what the configuration now asks of it.
+fn check_room(store: &Store, asked: &StoreSpec, load: &Load) -> Result<()> {
+    let made = store.spec();
+    if asked.keep > made.keep {
+        return Err(Error::config(format!(
+            "the store was made for fewer named checkpoints than storage.checkpoints = {}: set it \
+             back (and train.keep_every with it), or start another run",
+            load.checkpoints
+        )));
+    }
+    if !asked.classes.iter().all(|class| made.classes.contains(class)) {
+        return Err(Error::config(
+            "the store was made without room for gradients that wait for their norm: set \
+             train.clip back to 0, or start another run",
+        ));
+    }
+    Ok(())
 }

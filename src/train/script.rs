@@ -24,6 +24,11 @@ impl Rhythm {
     }
 }
 
+/// The name of the checkpoint that is kept of a step.
+pub fn kept_name(step: Step) -> String {
+    format!("step-{step}")
+}
+
 /// The script of one rank's training. All ranks of a run share the stop gate, and so end with
 /// the same step.
 #[derive(Debug)]
@@ -62,7 +67,7 @@ impl TrainScript {
             self.queue.extend(passes.map(|pass| Directive::Pass { step, pass }));
         }
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
-        let keep = due(rhythm.keep_every).then(|| format!("step-{step}"));
+        let keep = due(rhythm.keep_every).then(|| kept_name(step));
         if due(rhythm.commit_every) || keep.is_some() {
             self.committed = step;
             self.queue.push_back(Directive::Commit { keep });

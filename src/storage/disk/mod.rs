@@ -322,13 +322,6 @@ impl Drop for IoService {
 /// The error of a failed transfer.
 fn transfer_error(op: IoOp, file: &DataFile, offset: u64, len: u64, e: std::io::Error) -> Error {
     let path = file.path.display();
-    if e.raw_os_error() == Some(libc::ENOSPC) {
-        return Error::io(
-            format!("the disk is full: writing to {path} needs {len} bytes more; free some space"),
-            e,
-        )
-        .with("offset", offset);
-    }
     let doing = match op {
         IoOp::Read => format!("cannot read {path}"),
         IoOp::Write => format!("cannot write {path}"),

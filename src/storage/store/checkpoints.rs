@@ -64,10 +64,16 @@ impl Store {
     /// is opened the next time; until then nothing may be written.
     ///
     /// # Errors
-    /// `Config` if there is none of that name.
+    /// `Config` if there is none of that name, or a newer one that would lose its blocks.
     pub fn roll_back(&self, name: &str) -> Result<()> {
         let _exclusive = self.exclusive();
         let step = self.kept_step(name)?;
+        let newer = |(_, kept): &(String, Step)| *kept > step;
+        if let Some((newer, _)) = self.checkpoints().into_iter().find(newer) {
+            return Err(Error::config("a newer checkpoint is kept: drop it before going back")
+                .with("name", name)
+                .with("newer", newer));
+        }
         let meta = self.medium.get(&meta_key(step))?.unwrap_or_default();
         let record = summary(&self.table(), step, &meta);
         commit::roll_back(self.medium.as_ref(), &record)

@@ -88,17 +88,7 @@ impl TokenWriter {
     }
 
     fn writing(&self, e: std::io::Error) -> Error {
-        let path = self.path.display();
-        if e.kind() == std::io::ErrorKind::StorageFull {
-            return Error::io(
-                format!(
-                    "the disk is full: token file {path} needs as many bytes as it has tokens times {}",
-                    self.count.width
-                ),
-                e,
-            );
-        }
-        Error::io(format!("writing token file {path}"), e)
+        Error::io(format!("writing token file {}", self.path.display()), e)
     }
 }
 

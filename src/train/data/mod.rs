@@ -123,6 +123,7 @@ pub trait DataSource: Send {
     /// As [`Self::batch`].
     fn validation_batch(&mut self, index: u64) -> Result<Batch>;
 
-    /// What the batches are made of: a resume refuses another value.
+    /// What the batches are made of, beyond the configuration: a resume refuses another value.
+    /// Under `files`, each with its name under `file`, where there are files.
     fn identity(&self) -> serde_json::Value;
 }

@@ -225,17 +225,13 @@ impl DataSource for TextSource {
             .map(|(file, named)| {
                 json!({
                     "file": named.path.file_name().map(|n| n.to_string_lossy()),
-                    "weight": named.weight,
                     "train": file.tokens.train.count(),
                     "validation": file.tokens.validation.count(),
                 })
             })
             .collect();
-        json!({
-            "files": files, "batch": self.spec.batch, "seq": self.spec.seq,
-            "validation": self.spec.validation, "shuffle": self.spec.shuffle,
-            "seed": self.spec.seed,
-        })
+        // How sequences are drawn from them is in the configuration.
+        json!({ "files": files })
     }
 }
 
