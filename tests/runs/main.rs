@@ -1,8 +1,9 @@
 //! Whole runs, as a user starts them, and what they promise.
 
-mod bad_input;
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
+mod exported;
 mod fixtures;
-mod idle_experts;
-mod offloaded_equals_in_memory;
+mod full_disk;
+mod ranks_agree;
 mod signals;
