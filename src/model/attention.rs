@@ -3,6 +3,7 @@
 //!
 //! Legend: B sequences, S tokens of one, H hidden, N query heads, G key/value heads, D head width.
 
+use super::compute;
 use super::config::{ModelConfig, Precision};
 use super::family::{QkNorm, Slot};
 use super::norm::rms_norm;
@@ -60,7 +61,7 @@ impl Attention {
             heads: config.heads as i64,
             kv_heads: config.kv_heads as i64,
             head_dim: config.head_dim as i64,
-            kind: precision.kind(),
+            kind: compute::dense(precision).kind(),
             eps: config.norm_eps,
             clip: config.clip_qkv,
             norm: config.qk_norm,

@@ -14,6 +14,7 @@
 
 use super::attention::{Attention, Mask};
 use super::autograd;
+use super::compute;
 use super::config::{ModelConfig, Precision};
 use super::family::Slot;
 use super::loss::{self, RowsLoss};
@@ -42,16 +43,18 @@ pub struct LayerOut {
 #[derive(Debug)]
 pub struct LayerTape {
     layer: usize,
+    /// The type in which experts take their input.
+    kind: Kind,
     x: Tensor,
     out: LayerOut,
 }
 
 impl LayerTape {
-    /// The outputs without their graph, sharing memory with the tape.
+    /// The outputs without their graph, sharing memory with the tape where their type is the same.
     pub fn out(&self) -> Result<LayerOut> {
         Ok(LayerOut {
             h_th: self.out.h_th.f_detach()?,
-            y_th: self.out.y_th.f_detach()?,
+            y_th: self.out.y_th.f_detach()?.f_to_kind(self.kind)?,
             logits_te: self.out.logits_te.f_detach()?,
         })
     }
@@ -82,6 +85,8 @@ struct Layer {
 pub struct DenseModel {
     config: ModelConfig,
     precision: Precision,
+    /// What products are computed in: [`compute::dense`] of the precision.
+    kind: Kind,
     params: DenseParams,
     embed: Param,
     layers: Vec<Layer>,
@@ -114,8 +119,20 @@ impl DenseModel {
         let final_norm = need(None, Slot::FinalNorm)?;
         let head = params.param(None, Slot::Head)?;
         let rope = Rope::new(config.rope_theta, config.head_dim)?;
+        let kind = compute::dense(precision).kind();
         let rotations = RefCell::default();
-        Ok(Self { config, precision, params, embed, layers, final_norm, head, rope, rotations })
+        Ok(Self {
+            config,
+            precision,
+            kind,
+            params,
+            embed,
+            layers,
+            final_norm,
+            head,
+            rope,
+            rotations,
+        })
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -158,7 +175,9 @@ impl DenseModel {
 
     /// One layer up to its experts, without a graph: `x` f32 `[B,S,H]` from position 0.
     pub fn layer(&self, l: usize, x: &Tensor) -> Result<LayerOut> {
-        tch::no_grad(|| self.forward(l, x))
+        let mut out = tch::no_grad(|| self.forward(l, x))?;
+        out.y_th = out.y_th.f_to_kind(self.precision.kind())?;
+        Ok(out)
     }
 
     /// The same with the graph that [`DenseModel::layer_backward`] needs; bit-identical.
@@ -166,7 +185,7 @@ impl DenseModel {
         tch::with_grad(|| {
             let x = x.f_detach()?.f_set_requires_grad(true)?;
             let out = self.forward(l, &x)?;
-            Ok(LayerTape { layer: l, x, out })
+            Ok(LayerTape { layer: l, kind: self.precision.kind(), x, out })
         })
     }
 
@@ -180,7 +199,7 @@ impl DenseModel {
         dy_th: &Tensor,
         dlogits_te: &Tensor,
     ) -> Result<Tensor> {
-        let LayerTape { layer, x, out } = tape;
+        let LayerTape { layer, x, out, .. } = tape;
         let params = self.layer_params(layer)?;
         let dy_th = dy_th.f_to_kind(out.y_th.f_kind()?)?;
         let inputs: Vec<&Tensor> =
@@ -246,7 +265,7 @@ impl DenseModel {
 
     /// Final norm as rows `[T,H]` in the compute type.
     fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        let n = rms_norm(x, &self.final_norm.leaf, self.config.norm_eps, self.precision.kind())?;
+        let n = rms_norm(x, &self.final_norm.leaf, self.config.norm_eps, self.kind)?;
         Ok(n.f_reshape([-1, self.config.hidden as i64])?)
     }
 
@@ -254,7 +273,7 @@ impl DenseModel {
         let layer = self.at(l)?;
         let (_, s, _) = x.size3()?;
         let rotation = self.rotation(s)?;
-        let (eps, kind) = (self.config.norm_eps, self.precision.kind());
+        let (eps, kind) = (self.config.norm_eps, self.kind);
 
         let n = rms_norm(x, &layer.input_norm.leaf, eps, kind)?;
         let qkv = layer.attention.project(&n, &rotation)?;
@@ -265,7 +284,7 @@ impl DenseModel {
 
     /// From the residual after attention, [..,H], to the layer's outputs.
     fn tail(&self, layer: &Layer, h: &Tensor) -> Result<LayerOut> {
-        let (eps, kind) = (self.config.norm_eps, self.precision.kind());
+        let (eps, kind) = (self.config.norm_eps, self.kind);
         let h_th = h.f_reshape([-1, self.config.hidden as i64])?;
         let y_th = rms_norm(&h_th, &layer.post_norm.leaf, eps, kind)?;
         let y32_th = y_th.f_to_kind(Kind::Float)?;

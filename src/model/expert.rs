@@ -13,6 +13,7 @@ mod products;
 mod shape;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+mod vector;
 
 pub use shape::{ExpertShape, StateRanges};
 
@@ -43,6 +44,14 @@ impl Precision {
         }
     }
 
+    /// The name in configuration and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
     /// Bytes of one element of the compute type.
     pub fn bytes(self) -> usize {
         match self {
@@ -59,6 +68,8 @@ pub enum Kernels {
     Libtorch,
     /// Our own tiles (AMX), in bf16.
     Tiles,
+    /// Our own products in f32 vector arithmetic, of either type.
+    Vector,
 }
 
 impl Kernels {
@@ -68,8 +79,21 @@ impl Kernels {
         if tiles::fit(shape) {
             return Self::Tiles;
         }
-        let _ = shape;
-        Self::Libtorch
+        match products::faster(shape.precision) {
+            true => Self::Libtorch,
+            false => Self::Vector,
+        }
+    }
+
+    /// Whether this machine and shape have them.
+    pub fn fit(self, shape: &ExpertShape) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles => tiles::fit(shape),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Tiles => false,
+            Self::Libtorch | Self::Vector => shape.hidden > 0 && shape.width > 0,
+        }
     }
 }
 
@@ -101,8 +125,9 @@ impl<'a> ExpertView<'a> {
     /// As [`Self::new`]; also when the kernels do not take this shape or this machine.
     pub fn with_kernels(shape: ExpertShape, weights: &'a [u8], kernels: Kernels) -> Result<Self> {
         let weights = payload(weights, shape.weights_bytes())?;
-        if kernels == Kernels::Tiles && Kernels::best(&shape) != Kernels::Tiles {
-            return Err(Error::bug("this machine or shape has no tile kernels"));
+        if !kernels.fit(&shape) {
+            let text = "this machine or shape does not have these kernels";
+            return Err(Error::bug(text).with("kernels", format!("{kernels:?}")));
         }
         let values = match shape.precision {
             Precision::F32 => Values::F32(cast(weights)?),
@@ -145,6 +170,8 @@ pub fn forward(view: &ExpertView<'_>, x_nh: &Tensor, keep: bool) -> Result<(Tens
     match (view.values, view.kernels) {
         #[cfg(target_arch = "x86_64")]
         (Values::Bf16(w), Kernels::Tiles) => tiles::forward(&view.shape, w, x_nh, keep),
+        (Values::F32(w), Kernels::Vector) => vector::forward(&view.shape, w, x_nh, keep),
+        (Values::Bf16(w), Kernels::Vector) => vector::forward(&view.shape, w, x_nh, keep),
         (Values::F32(w), _) => products::forward(&view.shape, w, x_nh, keep),
         (Values::Bf16(w), _) => products::forward(&view.shape, w, x_nh, keep),
     }
@@ -205,6 +232,12 @@ pub fn backward(
         #[cfg(target_arch = "x86_64")]
         (Values::Bf16(w), Kernels::Tiles) => {
             tiles::backward(shape, w, x_nh, kept, g_nh, w_n, grad, first)
+        }
+        (Values::F32(w), Kernels::Vector) => {
+            vector::backward(shape, w, x_nh, kept, g_nh, w_n, grad, first)
+        }
+        (Values::Bf16(w), Kernels::Vector) => {
+            vector::backward(shape, w, x_nh, kept, g_nh, w_n, grad, first)
         }
         (Values::F32(w), _) => products::backward(shape, w, x_nh, kept, g_nh, w_n, grad, first),
         (Values::Bf16(w), _) => products::backward(shape, w, x_nh, kept, g_nh, w_n, grad, first),

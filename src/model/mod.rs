@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod autograd;
+pub mod compute;
 pub mod config;
 pub mod dense;
 pub mod expert;

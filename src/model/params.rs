@@ -1,9 +1,10 @@
 //! The dense parameters: one flat f32 buffer each for master, m, v and gradient.
 //!
 //! Decayed parameters (two or more dimensions) come first, then the others, so that AdamW runs
-//! over two ranges. Tensors are views into these buffers; under bf16 matrix products read copies
-//! that [`DenseParams::refresh`] renews after an update.
+//! over two ranges. Tensors are views into these buffers; where products are computed in bf16 they
+//! read copies that [`DenseParams::refresh`] renews after an update.
 
+use super::compute;
 use super::config::{ModelConfig, Precision};
 use super::family::{DenseTensor, Slot, dense_tensors};
 use super::hf::{Checkpoint, Writer};
@@ -91,6 +92,7 @@ struct Layout {
 }
 
 fn layout(config: &ModelConfig, precision: Precision) -> Layout {
+    let compute = compute::dense(precision);
     let (decayed, plain): (Vec<_>, Vec<_>) =
         dense_tensors(config).into_iter().partition(|tensor| tensor.shape.len() >= 2);
     let mut specs = Vec::with_capacity(decayed.len() + plain.len());
@@ -106,7 +108,7 @@ fn layout(config: &ModelConfig, precision: Precision) -> Layout {
             }
             group = key;
             let elements = tensor.elements();
-            let copied = precision == Precision::Bf16 && has_copy(config, &tensor);
+            let copied = compute == Precision::Bf16 && has_copy(config, &tensor);
             let DenseTensor { slot, layer, name, shape } = tensor;
             let compute = copied.then_some(copies);
             specs.push(ParamSpec { name, slot, layer, shape, decay, offset, compute });
@@ -126,14 +128,14 @@ fn has_copy(config: &ModelConfig, tensor: &DenseTensor) -> bool {
 }
 
 impl DenseParams {
-    /// Zeroed parameters of `config`.
+    /// Zeroed parameters of `config`, for products in what [`compute::dense`] makes of `precision`.
     ///
     /// # Errors
     /// Torch if memory cannot be had.
     pub fn zeros(config: &ModelConfig, precision: Precision) -> Result<Self> {
         let Layout { specs, decayed, total, copies } = layout(config, precision);
         let flat = |n: usize, kind| Tensor::f_zeros([n as i64], (kind, Device::Cpu));
-        let copies = match precision {
+        let copies = match compute::dense(precision) {
             Precision::F32 => None,
             Precision::Bf16 => Some(flat(copies, Kind::BFloat16)?),
         };
@@ -227,7 +229,7 @@ impl DenseParams {
         }
     }
 
-    /// Renews the compute copies from the masters. Nothing to do under f32.
+    /// Renews the compute copies from the masters. Nothing to do where products read the masters.
     pub fn refresh(&mut self) -> Result<()> {
         let Some(copies) = &self.copies else { return Ok(()) };
         let mut i = 0;

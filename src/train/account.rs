@@ -6,7 +6,7 @@
 //! the sum.
 //!
 //! Legend, in bytes a token unless said: T tokens of a step over all ranks, t of a micro-batch on
-//! one rank; C bytes of the compute type; H hidden, Q heads · D, G key/value heads · D, E experts,
+//! one rank; C bytes of the compute type, D of what the dense part computes in; H hidden, Q heads · D, G key/value heads · D, E experts,
 //! K choices, F expert width, V vocabulary.
 
 use super::placement::{Load, Placement};
@@ -14,6 +14,7 @@ use super::{blocks::Blocks, crew, prepare};
 use crate::base::ledger::Ledger;
 use crate::base::units::round_up;
 use crate::config::{Config, GateKind, Tokenizer};
+use crate::model::compute;
 use crate::model::expert::{Kept, Kernels};
 use crate::model::loss::chunk_rows;
 use crate::model::params::DenseParams;
@@ -31,6 +32,7 @@ struct Sizes {
     step: u64,
     micro: u64,
     c: u64,
+    d: u64,
     h: u64,
     q: u64,
     g: u64,
@@ -54,6 +56,7 @@ impl Sizes {
             step,
             micro: step / (ranks * mbs).max(1),
             c: load.shape.precision.bytes() as u64,
+            d: compute::dense(load.shape.precision).bytes() as u64,
             h: config.hidden as u64,
             q: (config.heads * config.head_dim) as u64,
             g: (config.kv_heads * config.head_dim) as u64,
@@ -78,12 +81,12 @@ impl Sizes {
 
     /// The graph behind one layer's dense part.
     fn tape(&self) -> u64 {
-        let norms = 2 * (4 * self.h + self.c * self.h) + 8 * (self.q + self.g);
-        let attention = self.c * (self.q + 2 * self.g)
+        let norms = 2 * (4 * self.h + self.d * self.h) + self.c * self.h + 8 * (self.q + self.g);
+        let attention = self.d * (self.q + 2 * self.g)
             + 4 * (self.q + self.g)
-            + self.c * (self.q + self.g)
-            + 3 * self.c * self.q;
-        norms + attention + 8 * self.h + 4 * self.e + self.c * 4 * self.shared + 8 * self.h
+            + self.d * (self.q + self.g)
+            + 3 * self.d * self.q;
+        norms + attention + 8 * self.h + 4 * self.e + self.d * 4 * self.shared + 8 * self.h
     }
 
     /// Rows that pass the experts of one layer, with those that wait for the next.
@@ -98,14 +101,14 @@ impl Sizes {
 
     fn dense_forward(&self) -> u64 {
         let mix = 4 * self.k * self.h + 8 * self.h;
-        let norms = 12 * self.h + 2 * self.c * self.h;
-        let attention = self.c * (4 * self.q + 4 * self.g) + 14 * self.q;
-        (mix + norms + attention + 4 * self.e + (3 * self.c + 4) * self.shared) * self.micro
+        let norms = 12 * self.h + 2 * self.d * self.h;
+        let attention = self.d * (4 * self.q + 4 * self.g) + 14 * self.q;
+        (mix + norms + attention + 4 * self.e + (3 * self.d + 4) * self.shared) * self.micro
     }
 
     fn dense_backward(&self) -> u64 {
-        let moving = 20 * self.h + 14 * self.q + 4 * self.c * (self.q + 2 * self.g);
-        let gradients = self.c
+        let moving = 20 * self.h + 14 * self.q + 4 * self.d * (self.q + 2 * self.g);
+        let gradients = self.d
             * (self.h * (self.q + 2 * self.g) + self.q * self.h + 3 * self.h * self.shared)
             + 4 * self.e * self.h;
         (self.tape() + moving) * self.micro + gradients
@@ -113,15 +116,20 @@ impl Sizes {
 
     fn head(&self) -> u64 {
         let rows = (chunk_rows(self.v as i64) as u64).min(self.micro);
-        let chunk = rows * (self.v * (8 + 2 * self.c) + self.c * self.h);
-        let row = 16 * self.h + 2 * self.c * self.h;
-        chunk + row * self.micro + self.v * self.h * self.c
+        let chunk = rows * (self.v * (8 + 2 * self.d) + self.d * self.h);
+        let row = 16 * self.h + 2 * self.d * self.h;
+        chunk + row * self.micro + self.v * self.h * self.d
     }
 
     /// Every token may choose one expert; its products' operands may be packed anew.
     fn expert(&self) -> u64 {
         let rows = self.micro * self.ranks;
-        rows * self.c * (8 * self.h + 8 * self.f) + 2 * 3 * self.h * self.f * self.c
+        let libtorch = rows * self.c * (8 * self.h + 8 * self.f) + 2 * 3 * self.h * self.f * self.c;
+        // Our vector kernels: the tensors in the compute type; in f32 both inputs and x again in
+        // panels, gradients of gate and up, the weighted activation, and two panels a thread.
+        let tensors = rows * self.c * (4 * self.h + 2 * self.f);
+        let scratch = rows * 4 * (3 * self.h + 3 * self.f + 128 + 64 * self.threads);
+        libtorch.max(tensors + scratch)
     }
 
     fn gate(&self) -> u64 {
@@ -148,7 +156,8 @@ pub fn account(config: &Config, load: &Load, placement: &Placement) -> Ledger {
     ledger.add("program and libtorch", PROGRAM, "code and registries that a run touches");
 
     let dense = DenseParams::bytes(&load.config, load.shape.precision) * ranks;
-    ledger.add("dense parameters", dense, "masters, moments, gradient, compute copies");
+    let copies = if sizes.d < 4 { ", compute copies" } else { "" };
+    ledger.add("dense parameters", dense, format!("masters, moments, gradient{copies}"));
     let state = round_up(DenseParams::state_bytes_of(&load.config), 4096);
     ledger.add("dense snapshot", 2 * state * ranks, "of a commit, while it is written");
 

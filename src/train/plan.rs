@@ -10,6 +10,7 @@ use crate::base::ledger::Ledger;
 use crate::base::units::Bytes;
 use crate::base::{Error, Result};
 use crate::config::{self, Config, Device};
+use crate::model::compute;
 use crate::model::config::{ModelConfig, Precision};
 use crate::storage::arena::Arena;
 use crate::storage::disk::{DataFile, Extent, FileId, IoBuf, IoDone, IoOp, IoRequest, IoService};
@@ -123,10 +124,7 @@ fn compute_seconds(load: &Load, machine: &Machine) -> f64 {
 
 fn measure(dir: &Path, precision: Precision) -> Result<Machine> {
     let (disk_read, disk_write) = measure_disk(dir)?;
-    let kind = match precision {
-        Precision::F32 => Kind::Float,
-        Precision::Bf16 => Kind::BFloat16,
-    };
+    let kind = compute::dense(precision).kind();
     let (rows, inner, columns) = (64, 512, 2048);
     let a = Tensor::f_ones([rows, inner], (kind, TorchDevice::Cpu))?;
     let b = Tensor::f_ones([inner, columns], (kind, TorchDevice::Cpu))?;

@@ -5,6 +5,7 @@ use super::launch::Ready;
 use crate::base::ledger::Ledger;
 use crate::base::units::Bytes;
 use crate::config::{Config, StorageEngine, Toggle};
+use crate::model::compute;
 use crate::storage::disk::IoEffective;
 use std::fmt::Write;
 
@@ -29,6 +30,7 @@ pub fn opening(config: &Config, ready: &Ready, ledger: &Ledger, io: &[IoEffectiv
             ready.precision()
         ),
     );
+    line("kernels", compute::in_effect(&ready.load.shape));
     line(
         "states",
         format!(

@@ -223,7 +223,8 @@ fn bf16_follows_its_masters_after_refresh() {
     let params = DenseParams::init(&config, Precision::F32, 3).unwrap();
     let exact = DenseModel::new(config, Precision::F32, params).unwrap();
     let off = worst(&before, &exact.layer(0, &x).unwrap().h_th);
-    assert!(off > 0.0 && off < 2e-3, "bf16 is off by {off}");
+    let rounded = compute::dense(Precision::Bf16) == Precision::Bf16;
+    assert!((off > 0.0) == rounded && off < 2e-3, "bf16 is off by {off}");
 
     for value in model.params_mut().buffers().master.iter_mut() {
         *value *= 1.5;

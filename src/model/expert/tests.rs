@@ -61,11 +61,15 @@ fn worst(got: &Tensor, want: &Tensor) -> f64 {
     error / want.abs().max().double_value(&[])
 }
 
+/// Those that this machine has for the shape.
+fn all_kernels(shape: &ExpertShape) -> Vec<Kernels> {
+    let all = [Kernels::Libtorch, Kernels::Vector, Kernels::Tiles];
+    all.into_iter().filter(|kernels| kernels.fit(shape)).collect()
+}
+
 fn agrees(c: &Case, keep: bool, tolerance: f64) {
-    agrees_on(c, Kernels::Libtorch, keep, tolerance);
-    let best = Kernels::best(&c.shape);
-    if best != Kernels::Libtorch {
-        agrees_on(c, best, keep, tolerance);
+    for kernels in all_kernels(&c.shape) {
+        agrees_on(c, kernels, keep, tolerance);
     }
 }
 
@@ -129,36 +133,122 @@ fn all_bits(c: &Case, kernels: Kernels, keep: bool, threads: usize) -> Vec<u32> 
     all.concat().iter().map(|x| x.to_bits()).collect()
 }
 
+/// Sizes that no block of the kernels divides, and every number of rows up to several tiles.
 #[test]
-fn recomputing_gives_the_bits_of_keeping() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        let c = case(64, 96, 37, precision);
-        let kernels = Kernels::best(&c.shape);
-        assert_eq!(all_bits(&c, kernels, true, 2), all_bits(&c, kernels, false, 2));
+fn vectors_agree_at_every_edge() {
+    for (hidden, width) in [(1, 1), (7, 19), (33, 17), (48, 96), (300, 40), (40, 530)] {
+        for rows in [1, 2, 3, 4, 5, 6, 7, 12, 17, 31, 70] {
+            let c = case(hidden, width, rows, Precision::F32);
+            agrees_on(&c, Kernels::Vector, rows % 2 == 0, 1e-5);
+        }
+    }
+    for rows in 1..=70 {
+        agrees_on(&case(18, 35, rows, Precision::Bf16), Kernels::Vector, rows % 2 == 0, 2e-2);
     }
 }
 
 #[test]
-fn tiles_do_not_depend_on_the_number_of_threads() {
-    let c = case(96, 160, 70, Precision::Bf16);
-    if Kernels::best(&c.shape) == Kernels::Tiles {
-        let one = all_bits(&c, Kernels::Tiles, true, 1);
-        assert_eq!(one, all_bits(&c, Kernels::Tiles, true, 2));
-        assert_eq!(one, all_bits(&c, Kernels::Tiles, true, 2), "and come again");
+fn recomputing_gives_the_bits_of_keeping() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let c = case(64, 96, 37, precision);
+        for kernels in all_kernels(&c.shape) {
+            assert_eq!(all_bits(&c, kernels, true, 2), all_bits(&c, kernels, false, 2));
+        }
     }
+}
+
+#[test]
+fn our_own_kernels_do_not_depend_on_the_number_of_threads() {
+    for (precision, hidden) in [(Precision::F32, 90), (Precision::Bf16, 96)] {
+        let c = case(hidden, 160, 70, precision);
+        for kernels in all_kernels(&c.shape) {
+            if kernels == Kernels::Libtorch {
+                continue;
+            }
+            let one = all_bits(&c, kernels, true, 1);
+            assert_eq!(one, all_bits(&c, kernels, true, 2), "{kernels:?}");
+            assert_eq!(one, all_bits(&c, kernels, true, 3), "{kernels:?}");
+            assert_eq!(one, all_bits(&c, kernels, true, 2), "{kernels:?}, and come again");
+        }
+    }
+}
+
+/// What the vector kernels give a row depends on that row alone.
+#[test]
+fn a_row_of_the_vectors_does_not_depend_on_the_others() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let c = case(50, 70, 23, precision);
+        let view =
+            ExpertView::with_kernels(c.shape, bytes_of(&c.weights), Kernels::Vector).unwrap();
+        let run = |start: i64, rows: i64| {
+            let part = |x: &Tensor| x.narrow(0, start, rows).contiguous();
+            let (x, g, w) = (part(&c.x_nh), part(&c.g_nh), part(&c.w_n));
+            let (o, kept) = forward(&view, &x, true).unwrap();
+            let mut grad = vec![0f32; c.shape.elements()];
+            let got = backward(&view, &x, kept, &g, &w, &mut grad, true).unwrap();
+            (o, got.dx_nh, got.dw_n)
+        };
+        let (o, dx, dw) = run(0, 23);
+        for (start, rows) in [(0, 1), (5, 9), (22, 1), (3, 13)] {
+            let (part_o, part_dx, part_dw) = run(start, rows);
+            assert_eq!(part_o, o.narrow(0, start, rows));
+            assert_eq!(part_dx, dx.narrow(0, start, rows));
+            assert_eq!(part_dw, dw.narrow(0, start, rows));
+        }
+    }
+}
+
+#[test]
+fn values_that_are_not_numbers_stay_in_their_row() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let c = case(34, 20, 15, precision);
+        for kernels in all_kernels(&c.shape) {
+            for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                let x = c.x_nh.copy();
+                let _ = x.narrow(0, 4, 1).narrow(1, 7, 1).fill_(bad);
+                let view = ExpertView::with_kernels(c.shape, bytes_of(&c.weights), kernels);
+                let (o, _) = forward(&view.unwrap(), &x, false).unwrap();
+                let finite = o.isfinite().all_dim(1, false);
+                for row in 0..15 {
+                    let fine = finite.int64_value(&[row]) == 1;
+                    assert_eq!(fine, row != 4, "{kernels:?}: row {row} with {bad}");
+                }
+            }
+        }
+    }
+}
+
+/// The smallest and largest values go through bf16 products as f32 carries them.
+#[test]
+fn extreme_values_come_through_the_vectors() {
+    let shape = ExpertShape::new(3, 2, Precision::Bf16);
+    let tiny = half::bf16::from_f32(1e-40);
+    let mut weights = vec![0u16; shape.elements()];
+    weights[shape.gate_up()].fill(half::bf16::from_f32(1.0).to_bits());
+    weights[shape.down()].fill(half::bf16::from_f32(1.0).to_bits());
+    let view = ExpertView::with_kernels(shape, bytes_of(&weights), Kernels::Vector).unwrap();
+    let rows = [tiny.to_f32(), 1e19, -1e19].map(|x| [x, 0.0, 0.0]).concat();
+    let x = Tensor::from_slice(&rows).view([3, 3]).to_kind(Kind::BFloat16);
+    let (o, _) = forward(&view, &x, false).unwrap();
+    let o = Vec::<f32>::try_from(o.to_kind(Kind::Float).view(-1)).unwrap();
+    assert!(o[..3].iter().all(|x| x.abs() < 1e-37), "{o:?}");
+    assert!(o[3..6].iter().all(|x| *x > 1e38), "{o:?}");
+    assert!(o[6..].iter().all(|x| x.abs() < 1e-10), "{o:?}");
 }
 
 #[test]
 fn an_expert_without_rows_has_a_zero_gradient() {
     for precision in [Precision::F32, Precision::Bf16] {
         let c = case(32, 32, 0, precision);
-        let view = ExpertView::new(c.shape, bytes_of(&c.weights)).unwrap();
-        let (o, kept) = forward(&view, &c.x_nh, true).unwrap();
-        assert_eq!(o.size(), [0, 32]);
-        let mut grad = vec![f32::NAN; c.shape.elements()];
-        let got = backward(&view, &c.x_nh, kept, &c.g_nh, &c.w_n, &mut grad, true).unwrap();
-        assert_eq!((got.dx_nh.size(), got.sum_squares(&grad).unwrap()), (vec![0, 32], 0.0));
-        assert!(grad.iter().all(|x| *x == 0.0));
+        for kernels in all_kernels(&c.shape) {
+            let view = ExpertView::with_kernels(c.shape, bytes_of(&c.weights), kernels).unwrap();
+            let (o, kept) = forward(&view, &c.x_nh, true).unwrap();
+            assert_eq!(o.size(), [0, 32]);
+            let mut grad = vec![f32::NAN; c.shape.elements()];
+            let got = backward(&view, &c.x_nh, kept, &c.g_nh, &c.w_n, &mut grad, true).unwrap();
+            assert_eq!((got.dx_nh.size(), got.sum_squares(&grad).unwrap()), (vec![0, 32], 0.0));
+            assert!(grad.iter().all(|x| *x == 0.0));
+        }
     }
 }
 
@@ -166,11 +256,13 @@ fn an_expert_without_rows_has_a_zero_gradient() {
 fn a_bad_value_shows_in_the_sum_of_squares() {
     for precision in [Precision::F32, Precision::Bf16] {
         let c = case(32, 32, 9, precision);
-        let view = ExpertView::new(c.shape, bytes_of(&c.weights)).unwrap();
         let _ = c.g_nh.narrow(0, 4, 1).narrow(1, 7, 1).fill_(f64::NAN);
-        let mut grad = vec![0f32; c.shape.elements()];
-        let got = backward(&view, &c.x_nh, None, &c.g_nh, &c.w_n, &mut grad, true).unwrap();
-        assert!(!got.sum_squares(&grad).unwrap().is_finite());
+        for kernels in all_kernels(&c.shape) {
+            let view = ExpertView::with_kernels(c.shape, bytes_of(&c.weights), kernels).unwrap();
+            let mut grad = vec![0f32; c.shape.elements()];
+            let got = backward(&view, &c.x_nh, None, &c.g_nh, &c.w_n, &mut grad, true).unwrap();
+            assert!(!got.sum_squares(&grad).unwrap().is_finite());
+        }
     }
 }
 

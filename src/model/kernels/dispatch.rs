@@ -7,6 +7,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     Portable,
+    /// With fused multiply-add.
     Avx2,
     Avx512,
 }
@@ -22,7 +23,7 @@ pub fn isa() -> Isa {
         {
             return Isa::Avx512;
         }
-        if is_x86_feature_detected!("avx2") {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             return Isa::Avx2;
         }
     }

@@ -15,6 +15,8 @@ pub mod dispatch;
 pub mod float;
 pub mod parallel;
 pub mod reduce;
+mod shared;
 pub mod split;
 pub mod swiglu;
+pub mod vector;
 pub mod view;

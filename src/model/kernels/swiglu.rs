@@ -25,7 +25,7 @@ fn forward_body<T: Number>(gate_up: &[T], act: &mut [T]) {
 
 /// One element backward: (d gate, d up, act · weight, dact · act).
 #[inline(always)]
-fn backward_element(g: f32, u: f32, dact: f32, weight: f32) -> [f32; 4] {
+pub(super) fn backward_element(g: f32, u: f32, dact: f32, weight: f32) -> [f32; 4] {
     let s = sigmoid(g);
     let silu = g * s;
     let act = silu * u;

@@ -1,6 +1,6 @@
 //! The backward pass of one expert.
 
-use super::buffer::{Shared, Tiles};
+use super::buffer::Tiles;
 use super::forward::{KeptTiles, Shape, kept_row};
 use super::lanes::{pair, rows_of, sigmoid, store_tile, to_bf16, transpose};
 use super::tile::{Block, Operand, Registers, product};
@@ -8,6 +8,7 @@ use super::{ROW_BLOCK, TILE_BYTES, pack};
 use crate::base::{Error, Result};
 use crate::model::kernels::parallel::{Threads, parallel_for};
 use crate::model::kernels::reduce::sum_squares;
+use crate::model::kernels::shared::Shared;
 use std::arch::x86_64::*;
 use std::ops::Range;
 

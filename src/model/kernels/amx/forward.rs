@@ -1,11 +1,12 @@
 //! The forward pass of one expert.
 
-use super::buffer::{Shared, Tiles};
+use super::buffer::Tiles;
 use super::lanes::{from_bf16, pair, rows_of, sigmoid, to_bf16, transpose};
 use super::tile::{Block, Operand, Registers, product, product_ahead};
 use super::{ROW_BLOCK, TILE_BYTES, pack};
 use crate::base::Result;
 use crate::model::kernels::parallel::parallel_for;
+use crate::model::kernels::shared::Shared;
 use std::arch::x86_64::*;
 
 /// Blocks of rows that fetch the next weights while they compute: together all 16 rows of both.
