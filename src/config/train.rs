@@ -19,7 +19,7 @@ pub struct Train {
     /// Tokens in a sequence.
     #[schemars(range(min = 1), extend("x-required" = true))]
     pub seq: usize,
-    /// Type of the matrix products; master weights and moments are f32 in both.
+    /// Type of matrix products (the dense part: f32 on processors without bf16); masters are f32.
     pub precision: Precision,
     /// Peak learning rate.
     #[schemars(extend("exclusiveMinimum" = 0))]

@@ -1,11 +1,11 @@
 //! The backward pass of one expert.
 
 use super::floats::{Floats, Wide, padded};
-use super::forward::{load_row, store_row};
+use super::forward::{PACKING, load_row, store_row};
 use super::pack::{self, Element, Matrix};
 use super::simd::Simd;
 use super::tile::{DEPTH, Left, ROWS, product, product_squares};
-use super::{Shape, panel, vectored};
+use super::{Shape, grain, panel, vectored};
 use crate::base::Result;
 use crate::model::kernels::parallel::parallel_for;
 use crate::model::kernels::shared::Shared;
@@ -76,7 +76,8 @@ pub fn backward<T: Element>(call: BackwardCall<'_, T>) -> Result<f64> {
         act: Shared::new(act.slice()),
         d_weights: Shared::new(&mut partial),
     };
-    parallel_for(panels_f, 1, |range| {
+    let packed = (rows + PACKING) * panel();
+    parallel_for(panels_f, grain(packed * hidden), |range| {
         // SAFETY: the slices were checked; each index writes columns and sums of its own.
         unsafe { activation_panels::<T>(&job, range) }
     })?;
@@ -90,14 +91,14 @@ pub fn backward<T: Element>(call: BackwardCall<'_, T>) -> Result<f64> {
         dgu: dgu.matrix(stride),
         dx: Shared::new(call.dx),
     };
-    parallel_for(panels_h, 1, |range| {
+    parallel_for(panels_h, grain(packed * 2 * width), |range| {
         // SAFETY: the slices were checked; each index writes columns of its own.
         unsafe { input_panels::<T>(&job, range) }
     })?;
 
     let mut x_panels = Floats::new(panels_h * rows * panel());
     let job = Panels { shape: call.shape, x: x.matrix(), out: Shared::new(x_panels.slice()) };
-    parallel_for(panels_h, 4, |range| {
+    parallel_for(panels_h, grain(4 * rows * panel()), |range| {
         // SAFETY: the slices were checked; each index writes a panel of its own.
         unsafe { x_panels_of(&job, range) }
     })?;
@@ -117,7 +118,7 @@ pub fn backward<T: Element>(call: BackwardCall<'_, T>) -> Result<f64> {
     let mut sums = vec![0f64; tasks];
     let out = Shared::new(&mut sums);
     let job = Outers { rows, first: call.first, outers: [gate_up, down], sums: out };
-    parallel_for(tasks, 1, |range| {
+    parallel_for(tasks, grain((rows + PACKING) * STRIP * hidden.min(width)), |range| {
         // SAFETY: the slices were checked; each index writes rows of a slot and a sum of its own.
         unsafe { outer_strips(&job, range) }
     })?;

@@ -1,5 +1,6 @@
 //! Scratch of the kernels: f32 that begin at a cache line.
 
+use super::grain;
 use super::pack::{Element, Matrix};
 use crate::base::Result;
 use crate::model::kernels::parallel::parallel_for;
@@ -58,7 +59,7 @@ impl<'a> Wide<'a> {
         let (rows, stride) = (values.len() / columns, padded(columns));
         let mut copy = Floats::new(rows * stride);
         let out = Shared::new(copy.slice());
-        parallel_for(rows, 16, |range| {
+        parallel_for(rows, grain(4 * columns), |range| {
             for n in range {
                 // SAFETY: row n of the copy, which this index owns.
                 let to = unsafe { std::slice::from_raw_parts_mut(out.at(n * stride), columns) };

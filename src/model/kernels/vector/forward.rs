@@ -4,13 +4,16 @@ use super::floats::{Floats, Wide, padded};
 use super::pack::{self, Element, Matrix};
 use super::simd::Simd;
 use super::tile::{DEPTH, Left, product};
-use super::{Shape, panel, vectored};
+use super::{Shape, grain, panel, vectored};
 use crate::base::Result;
 use crate::model::kernels::float::sigmoid;
 use crate::model::kernels::parallel::parallel_for;
 use crate::model::kernels::shared::Shared;
 use std::ops::Range;
 use std::slice::{from_raw_parts as slice, from_raw_parts_mut as slice_mut};
+
+/// Rows whose products cost about as much as packing the weights.
+pub(super) const PACKING: usize = 4;
 
 /// o [N, H] = down(silu(gate(x)) · up(x)). `gate_up` [2F, H], `down` [H, F], `x` [N, H]; gate and up
 /// go to `kept` [N, 2F] for the backward pass.
@@ -37,7 +40,8 @@ pub fn forward<T: Element>(
         act: act.matrix(stride),
         o: Shared::new(o),
     };
-    parallel_for(hidden.div_ceil(panel()), 1, |range| {
+    let adds = (rows + PACKING) * width * panel();
+    parallel_for(hidden.div_ceil(panel()), grain(adds), |range| {
         // SAFETY: the slices were checked; each index writes columns of its own.
         unsafe { down_panels::<T>(&job, range) }
     })
@@ -73,7 +77,8 @@ fn first_product<T: Element>(
         act: act.map(|(act, stride)| (Shared::new(act), stride)),
         kept: kept.map(Shared::new),
     };
-    parallel_for(width.div_ceil(panel()), 1, |range| {
+    let adds = 2 * (rows + PACKING) * hidden * panel();
+    parallel_for(width.div_ceil(panel()), grain(adds), |range| {
         // SAFETY: the slices were checked; each index writes columns of its own.
         unsafe { gate_up_panels::<T>(&job, range) }
     })

@@ -53,6 +53,13 @@ impl Shape {
     }
 }
 
+/// Indices that a thread must get, at least, for `adds` multiply-adds each: a region costs some
+/// microseconds, so less work than that stays on the calling thread.
+fn grain(adds: usize) -> usize {
+    const LEAST: usize = 1 << 18;
+    LEAST.div_ceil(adds.max(1))
+}
+
 /// Columns of a panel on this machine.
 fn panel() -> usize {
     match isa() {
