@@ -35,18 +35,18 @@ pub fn dense(precision: Precision) -> Precision {
 pub fn in_effect(shape: &ExpertShape) -> String {
     let vectors = match isa() {
         Isa::Avx512 => "AVX-512",
-        Isa::Avx2 => "AVX2 with FMA",
+        Isa::Avx2 => "AVX2",
         Isa::Portable => "portable",
     };
     let asked = shape.precision.name();
     let experts = match Kernels::best(shape) {
-        Kernels::Tiles => format!("own AMX tiles in {asked}"),
-        Kernels::Vector => format!("own {vectors} products of {asked}, summed in f32"),
-        Kernels::Libtorch => format!("libtorch in {asked}"),
+        Kernels::Tiles => format!("own tile kernels (AMX), {asked}"),
+        Kernels::Vector => format!("own vector kernels ({vectors}), {asked} summed in f32"),
+        Kernels::Libtorch => format!("libtorch, {asked}"),
     };
     let dense = dense(shape.precision);
-    let why = if dense == shape.precision { "" } else { " (no bf16 products in this processor)" };
-    format!("experts {experts}; dense libtorch in {}{why}", dense.name())
+    let why = if dense == shape.precision { "" } else { ": this processor has no bf16 products" };
+    format!("experts: {experts} · dense: libtorch, {}{why}", dense.name())
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! the sum.
 //!
 //! Legend, in bytes a token unless said: T tokens of a step over all ranks, t of a micro-batch on
-//! one rank; C bytes of the compute type, D of what the dense part computes in; H hidden, Q heads · D, G key/value heads · D, E experts,
-//! K choices, F expert width, V vocabulary.
+//! one rank; C bytes of the compute type, B of the dense part's; H hidden, Q heads · D, G key/value
+//! heads · D, E experts, K choices, F expert width, V vocabulary.
 
 use super::placement::{Load, Placement};
 use super::{blocks::Blocks, crew, prepare};
@@ -32,7 +32,7 @@ struct Sizes {
     step: u64,
     micro: u64,
     c: u64,
-    d: u64,
+    b: u64,
     h: u64,
     q: u64,
     g: u64,
@@ -56,7 +56,7 @@ impl Sizes {
             step,
             micro: step / (ranks * mbs).max(1),
             c: load.shape.precision.bytes() as u64,
-            d: compute::dense(load.shape.precision).bytes() as u64,
+            b: compute::dense(load.shape.precision).bytes() as u64,
             h: config.hidden as u64,
             q: (config.heads * config.head_dim) as u64,
             g: (config.kv_heads * config.head_dim) as u64,
@@ -81,12 +81,12 @@ impl Sizes {
 
     /// The graph behind one layer's dense part.
     fn tape(&self) -> u64 {
-        let norms = 2 * (4 * self.h + self.d * self.h) + self.c * self.h + 8 * (self.q + self.g);
-        let attention = self.d * (self.q + 2 * self.g)
+        let norms = 2 * (4 * self.h + self.b * self.h) + self.c * self.h + 8 * (self.q + self.g);
+        let attention = self.b * (self.q + 2 * self.g)
             + 4 * (self.q + self.g)
-            + self.d * (self.q + self.g)
-            + 3 * self.d * self.q;
-        norms + attention + 8 * self.h + 4 * self.e + self.d * 4 * self.shared + 8 * self.h
+            + self.b * (self.q + self.g)
+            + 3 * self.b * self.q;
+        norms + attention + 8 * self.h + 4 * self.e + self.b * 4 * self.shared + 8 * self.h
     }
 
     /// Rows that pass the experts of one layer, with those that wait for the next.
@@ -101,14 +101,14 @@ impl Sizes {
 
     fn dense_forward(&self) -> u64 {
         let mix = 4 * self.k * self.h + 8 * self.h;
-        let norms = 12 * self.h + 2 * self.d * self.h;
-        let attention = self.d * (4 * self.q + 4 * self.g) + 14 * self.q;
-        (mix + norms + attention + 4 * self.e + (3 * self.d + 4) * self.shared) * self.micro
+        let norms = 12 * self.h + 2 * self.b * self.h;
+        let attention = self.b * (4 * self.q + 4 * self.g) + 14 * self.q;
+        (mix + norms + attention + 4 * self.e + (3 * self.b + 4) * self.shared) * self.micro
     }
 
     fn dense_backward(&self) -> u64 {
-        let moving = 20 * self.h + 14 * self.q + 4 * self.d * (self.q + 2 * self.g);
-        let gradients = self.d
+        let moving = 20 * self.h + 14 * self.q + 4 * self.b * (self.q + 2 * self.g);
+        let gradients = self.b
             * (self.h * (self.q + 2 * self.g) + self.q * self.h + 3 * self.h * self.shared)
             + 4 * self.e * self.h;
         (self.tape() + moving) * self.micro + gradients
@@ -116,9 +116,9 @@ impl Sizes {
 
     fn head(&self) -> u64 {
         let rows = (chunk_rows(self.v as i64) as u64).min(self.micro);
-        let chunk = rows * (self.v * (8 + 2 * self.d) + self.d * self.h);
-        let row = 16 * self.h + 2 * self.d * self.h;
-        chunk + row * self.micro + self.v * self.h * self.d
+        let chunk = rows * (self.v * (8 + 2 * self.b) + self.b * self.h);
+        let row = 16 * self.h + 2 * self.b * self.h;
+        chunk + row * self.micro + self.v * self.h * self.b
     }
 
     /// Every token may choose one expert; its products' operands may be packed anew.
@@ -156,7 +156,7 @@ pub fn account(config: &Config, load: &Load, placement: &Placement) -> Ledger {
     ledger.add("program and libtorch", PROGRAM, "code and registries that a run touches");
 
     let dense = DenseParams::bytes(&load.config, load.shape.precision) * ranks;
-    let copies = if sizes.d < 4 { ", compute copies" } else { "" };
+    let copies = if sizes.b < 4 { ", compute copies" } else { "" };
     ledger.add("dense parameters", dense, format!("masters, moments, gradient{copies}"));
     let state = round_up(DenseParams::state_bytes_of(&load.config), 4096);
     ledger.add("dense snapshot", 2 * state * ranks, "of a commit, while it is written");
@@ -230,7 +230,7 @@ fn dense_gradient(load: &Load) -> u64 {
 fn kept_by_experts(load: &Load, sizes: &Sizes) -> u64 {
     let rows = sizes.step * sizes.k;
     let padding = match Kernels::best(&load.shape) {
-        Kernels::Libtorch => 0,
+        Kernels::Libtorch | Kernels::Vector => 0,
         Kernels::Tiles => (31 * sizes.e * sizes.mbs).min(31 * rows),
     };
     Kept::bytes(&load.shape, 1) / 32 * (rows + padding) * sizes.layers
