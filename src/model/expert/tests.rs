@@ -227,7 +227,7 @@ fn extreme_values_come_through_the_vectors() {
     weights[shape.gate_up()].fill(half::bf16::from_f32(1.0).to_bits());
     weights[shape.down()].fill(half::bf16::from_f32(1.0).to_bits());
     let view = ExpertView::with_kernels(shape, bytes_of(&weights), Kernels::Vector).unwrap();
-    let rows = [tiny.to_f32(), 1e19, -1e19].map(|x| [x, 0.0, 0.0]).concat();
+    let rows = [tiny.to_f32(), 1e19, -1e4].map(|x| [x, 0.0, 0.0]).concat();
     let x = Tensor::from_slice(&rows).view([3, 3]).to_kind(Kind::BFloat16);
     let (o, _) = forward(&view, &x, false).unwrap();
     let o = Vec::<f32>::try_from(o.to_kind(Kind::Float).view(-1)).unwrap();

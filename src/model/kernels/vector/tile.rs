@@ -1,6 +1,6 @@
 //! The product that everything runs on: up to six rows by one panel, summed in registers.
 //!
-//! Each element is one chain of multiply-adds over K in order, from what is there already. So a
+//! Each element is one chain of multiply-adds over K in order, whatever pieces K comes in. So a
 //! result depends on its own row and column only, not on how a product was cut into tiles.
 
 use super::simd::Simd;
@@ -53,7 +53,7 @@ unsafe fn sum<S: Simd, const R: usize>(
     *sums = all;
 }
 
-/// `R` rows of `out` = left · panel, or out + left · panel where `add`; answers them.
+/// `R` rows of `out` = left · panel, or out + left · panel where `add`.
 ///
 /// # Safety
 /// As [`sum`]; `R` rows of `out`, `stride` apart, have room for a panel.
@@ -65,7 +65,7 @@ unsafe fn tile<S: Simd, const R: usize>(
     out: *mut f32,
     stride: usize,
     add: bool,
-) -> [[S::V; 2]; R] {
+) {
     // SAFETY: by the caller's promise.
     unsafe {
         let mut sums = [[S::zero(); 2]; R];
@@ -79,7 +79,6 @@ unsafe fn tile<S: Simd, const R: usize>(
             S::store(out.add(r * stride), sums[0]);
             S::store(out.add(r * stride + S::LANES), sums[1]);
         }
-        sums
     }
 }
 
@@ -104,20 +103,20 @@ pub unsafe fn product<S: Simd>(
         // SAFETY: by the caller's promise.
         unsafe {
             match rows - n {
-                1 => _ = tile::<S, 1>(k, left, panel, out, stride, add),
-                2 => _ = tile::<S, 2>(k, left, panel, out, stride, add),
-                3 => _ = tile::<S, 3>(k, left, panel, out, stride, add),
-                4 => _ = tile::<S, 4>(k, left, panel, out, stride, add),
-                5 => _ = tile::<S, 5>(k, left, panel, out, stride, add),
-                _ => _ = tile::<S, ROWS>(k, left, panel, out, stride, add),
+                1 => tile::<S, 1>(k, left, panel, out, stride, add),
+                2 => tile::<S, 2>(k, left, panel, out, stride, add),
+                3 => tile::<S, 3>(k, left, panel, out, stride, add),
+                4 => tile::<S, 4>(k, left, panel, out, stride, add),
+                5 => tile::<S, 5>(k, left, panel, out, stride, add),
+                _ => tile::<S, ROWS>(k, left, panel, out, stride, add),
             }
         }
         n += ROWS;
     }
 }
 
-/// As one full tile of [`product`]; adds the squares of the result, summed in f32 over the tile, to
-/// `squares`, lane by lane.
+/// A full tile of left · panel, set or added as a whole to `out`; adds the squares of what `out` then
+/// holds, summed in f32 over the tile, to `squares`, lane by lane.
 ///
 /// # Safety
 /// As [`tile`].
@@ -131,13 +130,20 @@ pub unsafe fn product_squares<S: Simd>(
     add: bool,
     squares: &mut [f64; 16],
 ) {
-    // SAFETY: by the caller's promise; 16 lanes are at least a vector.
+    // SAFETY: by the caller's promise; 32 lanes are at least a panel.
     unsafe {
-        let sums = tile::<S, ROWS>(k, left, panel, out, stride, add);
+        let mut sums = [[S::zero(); 2]; ROWS];
+        sum::<S, ROWS>(k, left, panel, &mut sums);
+        let one = S::splat(&1.0);
         let mut square = [S::zero(); 2];
-        for sums in sums {
-            for (square, sum) in square.iter_mut().zip(sums) {
-                *square = S::mul_add(sum, sum, *square);
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (half, mut value) in sums.into_iter().enumerate() {
+                let at = out.add(r * stride + half * S::LANES);
+                if add {
+                    value = S::mul_add(value, one, S::load(at));
+                }
+                S::store(at, value);
+                square[half] = S::mul_add(value, value, square[half]);
             }
         }
         let mut lanes = [0f32; 32];
