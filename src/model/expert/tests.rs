@@ -133,13 +133,14 @@ fn all_bits(c: &Case, kernels: Kernels, keep: bool, threads: usize) -> Vec<u32> 
     all.concat().iter().map(|x| x.to_bits()).collect()
 }
 
-/// Sizes that no block of the kernels divides, and every number of rows up to several tiles.
+/// Sizes that no block of the kernels divides, and every number of rows up to several tiles. Sums of
+/// a few numbers may nearly cancel, hence the tolerance; an edge that is wrong is off by far more.
 #[test]
 fn vectors_agree_at_every_edge() {
     for (hidden, width) in [(1, 1), (7, 19), (33, 17), (48, 96), (300, 40), (40, 530)] {
         for rows in [1, 2, 3, 4, 5, 6, 7, 12, 17, 31, 70] {
             let c = case(hidden, width, rows, Precision::F32);
-            agrees_on(&c, Kernels::Vector, rows % 2 == 0, 1e-5);
+            agrees_on(&c, Kernels::Vector, rows % 2 == 0, 1e-4);
         }
     }
     for rows in 1..=70 {
