@@ -43,7 +43,7 @@ fix: bootstrap ## Format, and renew what is generated: schema, reference
 	mv docs/configuration.md.new docs/configuration.md
 
 bench: bootstrap ## Run the benchmarks and print their ratios
-	cargo bench --locked
+	cargo bench --locked --benches --no-fail-fast
 
 bench-peers: bootstrap ## Compare with transformers and DeepSpeed; writes docs/benchmarks.md
 	scripts/bench_peers.sh

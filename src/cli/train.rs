@@ -4,6 +4,7 @@ use super::{ConfigFile, output};
 use crate::base::Result;
 use crate::base::units::Bytes;
 use crate::train::pipeline::Pipeline;
+use crate::train::plan::Beside;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -52,6 +53,12 @@ impl TrainArgs {
         }
         let (peak, most) = (Bytes(summary.peak_bytes), Bytes(summary.memory_bytes));
         text += &format!("\nmemory {peak} at the peak, {most} promised");
+        if let Some(forecast) = &summary.forecast
+            && summary.measured.steps > 0
+        {
+            text += &format!("\n{}", Beside(forecast, &summary.measured));
+        }
+        let text = text.trim_end();
         output::print(&format!("{text}\nrun folder {}\n", summary.run_dir.display()))
     }
 }

@@ -258,4 +258,6 @@ impl Hierarchy {
 }
 
 #[cfg(test)]
+mod sweep;
+#[cfg(test)]
 mod tests;

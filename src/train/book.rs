@@ -119,13 +119,15 @@ impl<'a> Book<'a> {
         self.writer.append(&metrics)
     }
 
-    pub fn draw(&mut self, title: &str) -> Result<()> {
+    /// Draws the loss curve; gives the steps of the run.
+    pub fn draw(&mut self, title: &str) -> Result<Vec<StepMetrics>> {
         if let Some(metrics) = self.waiting.take() {
             self.write(metrics)?;
         }
         let path: &Path = &self.folder.metrics_path();
         let all = metrics::read(path)?;
-        curve::write(&self.folder.loss_path(), title, &all)
+        curve::write(&self.folder.loss_path(), title, &all)?;
+        Ok(all)
     }
 
     pub fn rate(&self) -> f64 {
@@ -173,6 +175,7 @@ fn step_metrics(reports: &[PassReport]) -> StepMetrics {
             .filter(|lane| account.exposed_of(*lane) > 0)
             .map(|lane| (lane.name().to_owned(), seconds(account.exposed_of(lane))))
             .collect(),
+        overhead_seconds: seconds(account.overhead),
         skipped: numbers.skipped,
     }
 }

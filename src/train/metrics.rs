@@ -49,6 +49,10 @@ pub struct StepMetrics {
     /// Seconds that the executor waited, by the lane it waited for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub exposed_seconds: BTreeMap<String, f64>,
+    /// Seconds that the executor idled while its work was in transit: the messages' own cost. With
+    /// the lanes' exposed seconds and the busy ones they are the step's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub overhead_seconds: f64,
     /// True when the update was left out because the loss or a gradient was not finite.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
@@ -58,6 +62,10 @@ impl StepMetrics {
     pub fn tokens_per_second(&self) -> f64 {
         if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 }
     }
+}
+
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 fn null_is_nan<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<f64, D::Error> {

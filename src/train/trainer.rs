@@ -8,8 +8,9 @@ use super::data::DataSource;
 use super::feed::{Division, Feed};
 use super::folder::RunFolder;
 use super::launch::{self, Ranks, Ready};
-use super::metrics::MetricsWriter;
+use super::metrics::{MetricsWriter, StepMetrics};
 use super::pipeline::Pipeline;
+use super::plan::{Forecast, Measured, measured};
 use super::prepare;
 use super::progress::{Show, TrainProgress};
 use super::script::{self, Rhythm, TrainScript};
@@ -43,6 +44,11 @@ pub struct Summary {
     /// What the ledger promised, and the most that was resident.
     pub memory_bytes: u64,
     pub peak_bytes: u64,
+    /// What `semoe plan` foresees of a step, from figures taken at the start of this run; none
+    /// where they could not be taken.
+    pub forecast: Option<Forecast>,
+    /// The same of this process's steps.
+    pub measured: Measured,
     pub run_dir: std::path::PathBuf,
 }
 
@@ -185,6 +191,7 @@ fn run(
         .trace
         .enabled
         .then(|| AccessTrace { path: folder.access_path(), until: committed + config.trace.steps });
+    let forecast = forecast(config, &ready, folder);
     // What preparing took is given back before the slots are taken.
     trim_allocator();
     let writer = MetricsWriter::open(&folder.metrics_path(), committed)?;
@@ -233,7 +240,8 @@ fn run(
     book.progress.finish();
     let drawn = draw(config, &recorder, folder, &mut book);
     // What is drawn of a run that failed is less than why it did.
-    ended.and(joined).and(drawn)?;
+    let steps = ended.and(joined).and(drawn)?;
+    let here = steps.partition_point(|step| step.step <= committed);
     Ok(Summary {
         step: book.step,
         loss: book.loss,
@@ -242,8 +250,18 @@ fn run(
         tokens_per_second: book.rate(),
         memory_bytes: account.total(),
         peak_bytes: peak_resident(),
+        forecast,
+        measured: measured(&steps[here..]),
         run_dir: folder.path().to_owned(),
     })
+}
+
+/// A run does not depend on its forecast: where none can be made (no room for the probe), it says
+/// so and goes on.
+fn forecast(config: &Config, ready: &Ready, folder: &RunFolder) -> Option<Forecast> {
+    Forecast::of(config, &ready.load, &ready.placement, folder.path())
+        .inspect_err(|error| eprintln!("no forecast of the step's seconds: {error}"))
+        .ok()
 }
 
 /// What the outside asks of a run.
@@ -269,13 +287,13 @@ impl Signals {
     }
 }
 
-/// Timeline and curve.
+/// Timeline and curve; gives the steps of the run.
 fn draw(
     config: &Config,
     recorder: &Recorder,
     folder: &RunFolder,
     book: &mut Book<'_>,
-) -> Result<()> {
+) -> Result<Vec<StepMetrics>> {
     if config.trace.enabled {
         let timeline = recorder.timeline();
         chrome::write(&timeline, &folder.trace_path())?;

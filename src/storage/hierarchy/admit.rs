@@ -4,7 +4,7 @@ use super::message::{Access, Move, Want};
 use super::table::{Content, Key, Standing};
 use super::{Hierarchy, PARTS, Phase, Ticket, bit};
 use crate::base::units::Bytes;
-use crate::base::{BlockId, Error, ErrorKind, Result};
+use crate::base::{BlockId, Error, ErrorKind, Part, Result};
 
 impl Hierarchy {
     pub(super) fn acquire(
@@ -24,6 +24,10 @@ impl Hierarchy {
             parts |= bit(self.table[*index].part());
             if let Some(recorder) = &mut self.recorder {
                 recorder.access(ticket, self.table[*index].block, *access, *next_use);
+            }
+            let (part, due) = (self.table[*index].part(), self.table[*index].next_use);
+            if due < u64::MAX {
+                self.give_up_unused(part, due);
             }
             let entry = &mut self.table[*index];
             entry.next_use = *next_use;
@@ -74,11 +78,10 @@ impl Hierarchy {
 
     /// Counts the use, tells the policy, and hastens a speculative load.
     fn note_use(&mut self, index: u32, access: Access, moves: &mut Vec<Move>) {
-        let entry = &mut self.table[index];
-        let was_speculative = std::mem::take(&mut entry.speculative);
+        let was_speculative = self.take_speculative(index);
+        let entry = &self.table[index];
         let (block, content) = (entry.block, entry.content);
         if was_speculative && content == Content::Loading {
-            self.speculating -= 1;
             moves.push(Move::Promote { block });
         }
         let Some(class) = self.class(block.part) else {
@@ -92,6 +95,35 @@ impl Hierarchy {
         };
         *counter += 1;
         class.policy.accessed(block);
+    }
+
+    /// Whether a prefetch brought the block in and nobody had asked for it; not any more.
+    pub(super) fn take_speculative(&mut self, index: u32) -> bool {
+        let entry = &mut self.table[index];
+        let Some(use_at) = entry.speculative.take() else {
+            return false;
+        };
+        self.speculating -= u32::from(entry.content == Content::Loading);
+        if let Some(class) = self.class_of(index) {
+            class.unused.remove(&(use_at, index));
+        }
+        true
+    }
+
+    /// A use that was due at `now` has come: what a prefetch brought in for an earlier time was
+    /// guessed wrong, and leaves first.
+    fn give_up_unused(&mut self, part: Part, now: u64) {
+        while let Some(class) = self.class(part)
+            && let Some((use_at, index)) = class.unused.first().copied()
+            && use_at < now
+        {
+            class.stats.wasted += 1;
+            self.take_speculative(index);
+            let entry = &self.table[index];
+            if entry.next_use < now {
+                self.plan(entry.block, u64::MAX);
+            }
+        }
     }
 
     pub(super) fn cancel(&mut self, ticket: u64, moves: &mut Vec<Move>) -> Result<()> {

@@ -8,6 +8,9 @@ use std::collections::BTreeSet;
 
 /// No entry sits in the slot.
 const NOBODY: u32 = u32::MAX;
+/// Bytes that prefetches may bring in ahead of their use by evicting others.
+const AHEAD_BYTES: u64 = 32 << 20;
+const AHEAD_BLOCKS: u64 = 4;
 
 pub(super) struct Class {
     pub spec: SlotClass,
@@ -25,11 +28,18 @@ pub(super) struct Class {
     pub leaving: u32,
     /// Prefetches that wait for a slot, by time of use.
     pub prefetches: BTreeSet<(u64, u32)>,
+    /// Entries that a prefetch brought in and nobody has asked for yet, by time of use.
+    pub unused: BTreeSet<(u64, u32)>,
+    /// How many such entries prefetches may make by evicting others: enough for a deep queue, no
+    /// more. A sweep needs every block once; what leaves before its turn is read twice.
+    pub window: u32,
     pub stats: PartStats,
 }
 
 impl Class {
     pub fn new(spec: SlotClass, policy: Box<dyn Policy>) -> Self {
+        let most = AHEAD_BLOCKS.max(u64::from(spec.slots) / 4);
+        let window = (AHEAD_BYTES / spec.slot_bytes.max(1)).clamp(AHEAD_BLOCKS, most) as u32;
         Self {
             spec,
             // Taken from the back: low slots first, so that few pages are touched by a small run.
@@ -41,6 +51,8 @@ impl Class {
             stuck: BTreeSet::new(),
             leaving: 0,
             prefetches: BTreeSet::new(),
+            unused: BTreeSet::new(),
+            window,
             stats: PartStats::default(),
         }
     }

@@ -238,9 +238,9 @@ impl Hierarchy {
 
     /// Takes the slot of a clean block. The caller passes it on or gives it back.
     pub(super) fn evict(&mut self, index: u32) -> u32 {
-        let entry = &mut self.table[index];
+        let entry = &self.table[index];
         debug_assert!(!entry.dirty && !entry.writing && !entry.is_pinned(), "law 2");
-        let was_unused = std::mem::take(&mut entry.speculative);
+        let was_unused = self.take_speculative(index);
         if let Some(class) = self.class_of(index) {
             class.stats.evictions += 1;
             class.stats.wasted += u64::from(was_unused);
@@ -273,6 +273,9 @@ impl Hierarchy {
                 return;
             };
             let (use_at, index) = (*use_at, *index);
+            if class.free_slots() == 0 && class.unused.len() as u32 + owed >= class.window {
+                return;
+            }
             after = Bound::Excluded((use_at, index));
             match self.make_room(part, Claim::Speculative(use_at), owed, moves) {
                 Room::Slot(slot) => {
@@ -280,10 +283,11 @@ impl Hierarchy {
                     let entry = &mut self.table[index];
                     entry.slot = slot;
                     entry.next_use = use_at;
-                    entry.speculative = true;
+                    entry.speculative = Some(use_at);
                     if let Some(class) = self.class(part) {
                         class.settle_in(slot, index);
                         class.stats.prefetches += 1;
+                        class.unused.insert((use_at, index));
                     }
                     self.speculating += 1;
                     self.start_load(index, false, moves);

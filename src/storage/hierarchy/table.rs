@@ -93,8 +93,8 @@ pub(super) struct Entry {
     pub doomed: bool,
     /// The disk has bytes of this block. Always so for durable blocks.
     pub stored: bool,
-    /// Loaded by a prefetch and not used since.
-    pub speculative: bool,
+    /// Loaded by a prefetch for this time, and not asked for since.
+    pub speculative: Option<u64>,
     /// Counts among the flush writes in flight.
     pub flushing: bool,
     /// Leases granted for reading.
@@ -132,7 +132,7 @@ impl Entry {
             stuck: false,
             doomed: false,
             stored: block.part.is_durable(),
-            speculative: false,
+            speculative: None,
             flushing: false,
             readers: 0,
             writer: false,

@@ -41,7 +41,7 @@ impl Hierarchy {
             return Err(Error::bug("a block that was not loading is loaded").with("block", block));
         }
         self.table[index].content = Content::Resident;
-        self.speculating -= u32::from(self.table[index].speculative);
+        self.speculating -= u32::from(self.table[index].speculative.is_some());
         self.refile(index);
         self.grant_waiters(index, moves);
         Ok(())
@@ -116,10 +116,10 @@ impl Hierarchy {
 
     /// All tickets that wait for the content fail; the slot becomes free.
     fn load_failed(&mut self, index: u32, moves: &mut Vec<Move>) {
+        self.take_speculative(index);
         let entry = &mut self.table[index];
         let block = entry.block;
         entry.content = Content::Blank;
-        self.speculating -= u32::from(std::mem::take(&mut entry.speculative));
         let keys = entry.reserved.iter().map(|(key, _)| *key).chain(entry.wanters.iter().copied());
         let mut tickets: Vec<u64> = keys.map(|(_, ticket)| ticket).collect();
         tickets.retain(|ticket| {

@@ -1,0 +1,211 @@
+//! Seconds that the arithmetic of a step takes: the run's own kernels, timed one expert, one
+//! layer and one head at the run's own shapes, times how many of each a step has.
+
+use crate::base::{Error, Result};
+use crate::config::Config;
+use crate::model::config::{ModelConfig, Precision};
+use crate::model::dense::DenseModel;
+use crate::model::expert::{self, ExpertShape, ExpertView};
+use crate::model::kernels::parallel::{Threads, set_threads};
+use crate::model::optim::{Optimizer, StepRate, Update};
+use crate::model::params::DenseParams;
+use crate::train::model_of;
+use crate::train::placement::Load;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// Time given to each piece beyond its first run.
+const PATIENCE: Duration = Duration::from_millis(150);
+const MOST_RUNS: usize = 15;
+/// Tokens of a piece; what has more is timed with these and multiplied.
+const MOST_TOKENS: usize = 4096;
+/// Expert blocks that take turns, so that caches hold no more of them than in a run.
+const TURNS: usize = 4;
+
+/// Seconds of a step, by what they are spent on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Rehearsal {
+    pub experts: f64,
+    pub updates: f64,
+    pub layers: f64,
+    pub head: f64,
+}
+
+impl Rehearsal {
+    /// Times the pieces of a run, on a thread of its own that takes its workers with it.
+    ///
+    /// # Errors
+    /// `Torch` when a kernel fails, `Budget` when memory for a piece cannot be had.
+    pub fn of(config: &Config, load: &Load) -> Result<Self> {
+        std::thread::scope(|scope| {
+            let rehearsing = std::thread::Builder::new()
+                .name("semoe-plan".to_owned())
+                .spawn_scoped(scope, || {
+                    set_threads(load.threads)?;
+                    Self::here(config, load)
+                })
+                .map_err(|e| Error::io("cannot start a thread", e))?;
+            rehearsing.join().map_err(|_| Error::bug("the rehearsal panicked"))?
+        })
+    }
+
+    pub fn seconds(&self) -> f64 {
+        self.experts + self.updates + self.layers + self.head
+    }
+
+    fn here(config: &Config, load: &Load) -> Result<Self> {
+        let c = &load.config;
+        let micro = load.batch * load.seq / load.micro_batches;
+        let passes = (c.layers * load.micro_batches) as f64;
+        let experts = (c.layers * c.experts) as f64;
+        // Where tokens are few, not every expert gets one.
+        let all_rows = (micro * c.top_k).div_ceil(c.experts);
+        let rows = all_rows.min(MOST_TOKENS);
+        // Whole sequences: attention is within them.
+        let sequences = (micro / load.seq).max(1);
+        let timed = sequences.min((MOST_TOKENS / load.seq).max(1));
+        let more = sequences as f64 / timed as f64;
+        let used = (c.experts as f64).min((micro * c.top_k) as f64);
+        let update = update_seconds(config, load.shape)?;
+        Ok(Self {
+            experts: expert_seconds(load, rows)? * (all_rows as f64 / rows as f64) * used * passes,
+            updates: update * experts.min(used * passes),
+            layers: layer_seconds(load, timed)? * more * passes,
+            head: head_seconds(load, timed)? * more * load.micro_batches as f64,
+        })
+    }
+}
+
+/// Median seconds of `body`, whose first run warms up unless it takes long.
+fn median(mut body: impl FnMut() -> Result<()>) -> Result<f64> {
+    let begun = Instant::now();
+    body()?;
+    let first = begun.elapsed();
+    if first > 4 * PATIENCE {
+        return Ok(first.as_secs_f64());
+    }
+    let begun = Instant::now();
+    let mut seconds = Vec::with_capacity(MOST_RUNS);
+    while seconds.is_empty() || (begun.elapsed() < PATIENCE && seconds.len() < MOST_RUNS) {
+        let start = Instant::now();
+        body()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
+}
+
+/// Bytes of a slot, aligned to 64 as slots are.
+struct Block {
+    bytes: Vec<u8>,
+    len: usize,
+}
+
+impl Block {
+    fn new(len: u64) -> Self {
+        Self { bytes: vec![0; len as usize + 64], len: len as usize }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        let skip = self.bytes.as_ptr().align_offset(64);
+        &mut self.bytes[skip..skip + self.len]
+    }
+}
+
+/// One expert forward and backward over `rows` rows, with the gathering and returning of rows.
+fn expert_seconds(load: &Load, rows: usize) -> Result<f64> {
+    let shape = load.shape;
+    let kind = shape.precision.kind();
+    let (n, h) = (rows as i64, shape.hidden as i64);
+    let mut weights: Vec<Block> = (0..TURNS).map(|_| Block::new(shape.weights_bytes())).collect();
+    let mut grads: Vec<Vec<f32>> = (0..TURNS).map(|_| vec![0f32; shape.elements()]).collect();
+    let all = Tensor::f_ones([n * 4, h], (kind, Device::Cpu))?;
+    let take = Tensor::f_arange(n, (Kind::Int64, Device::Cpu))?.f_mul_scalar(4)?;
+    let mut out = all.f_zeros_like()?;
+    let w_n = Tensor::f_ones([n], (Kind::Float, Device::Cpu))?;
+    let mut turn = 0;
+    median(|| {
+        turn = (turn + 1) % TURNS;
+        let view = ExpertView::new(shape, weights[turn].bytes())?;
+        tch::no_grad(|| {
+            let x_nh = all.f_index_select(0, &take)?;
+            let (o_nh, kept) = expert::forward(&view, &x_nh, load.keep_experts)?;
+            let _ = out.f_index_copy_(0, &take, &o_nh)?;
+            let x_nh = all.f_index_select(0, &take)?;
+            let g_nh = all.f_index_select(0, &take)?;
+            let grad = &mut grads[turn];
+            let made = expert::backward(&view, &x_nh, kept, &g_nh, &w_n, grad, true)?;
+            let _ = out.f_index_copy_(0, &take, &made.dx_nh)?;
+            made.sum_squares(grad).map(drop)
+        })
+    })
+}
+
+/// One expert's update.
+fn update_seconds(config: &Config, shape: ExpertShape) -> Result<f64> {
+    let optimizer = model_of::optimizer(config);
+    let mut blocks: Vec<(Block, Block)> = (0..TURNS)
+        .map(|_| (Block::new(shape.weights_bytes()), Block::new(shape.state_bytes())))
+        .collect();
+    let grad = vec![1e-3f32; shape.elements()];
+    let steps = [StepRate { step: 1, lr: 1e-4 }];
+    let mut turn = 0;
+    median(|| {
+        turn = (turn + 1) % TURNS;
+        let (weights, state) = &mut blocks[turn];
+        let update = Update {
+            steps: &steps,
+            grad: Some(&grad),
+            grad_scale: 1.0,
+            decay: true,
+            threads: Threads::Pool,
+        };
+        optimizer.update(&update, shape.params(weights.bytes(), state.bytes())?)
+    })
+}
+
+fn dense(load: &Load, layers: usize) -> Result<DenseModel> {
+    let config = ModelConfig { layers, ..load.config.clone() };
+    let precision: Precision = load.shape.precision;
+    let params = DenseParams::init(&config, precision, 0)?;
+    DenseModel::new(config, precision, params)
+}
+
+fn residual(load: &Load, sequences: usize) -> Result<Tensor> {
+    let shape = [sequences as i64, load.seq as i64, load.config.hidden as i64];
+    Ok(Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?)
+}
+
+/// One layer's dense segment on so many sequences, there and back.
+fn layer_seconds(load: &Load, sequences: usize) -> Result<f64> {
+    let model = dense(load, 1)?;
+    let x = residual(load, sequences)?;
+    median(|| {
+        let (tape, out) = match load.keep_dense {
+            true => {
+                let tape = model.layer_tape(0, &x)?;
+                let out = tape.out()?;
+                (tape, out)
+            }
+            false => {
+                let out = model.layer(0, &x)?;
+                (model.layer_tape(0, &x)?, out)
+            }
+        };
+        let zeros = |like: &Tensor| like.f_zeros_like();
+        let (dh, dy) = (zeros(&out.h_th)?, zeros(&out.y_th)?);
+        // The expert's input has the compute type, its gradient is summed in f32.
+        let dy = dy.f_to_kind(Kind::Float)?;
+        let dlogits = zeros(&out.logits_te)?;
+        model.layer_backward(tape, &dh, &dy, &dlogits).map(drop)
+    })
+}
+
+/// Head and loss of so many sequences, with its backward.
+fn head_seconds(load: &Load, sequences: usize) -> Result<f64> {
+    let model = dense(load, 1)?;
+    let x = residual(load, sequences)?;
+    let targets = Tensor::f_zeros(&x.size()[..2], (Kind::Int64, Device::Cpu))?;
+    median(|| model.head_loss(&x, &targets, 1.0).map(drop))
+}
