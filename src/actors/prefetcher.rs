@@ -76,10 +76,11 @@ pub struct AccessTrace {
 
 /// What the prefetcher is made of.
 pub struct Parts {
+    // Dropped first: it answers what is under way, in slots that must still be mapped.
+    pub io: IoService,
     pub hierarchy: Hierarchy,
     pub arena: Arc<Arena>,
     pub store: Arc<Store>,
-    pub io: IoService,
     /// Buffer for dense snapshots, aligned and as large as the dense block's slot.
     pub dense_buffer: SlotBytes,
     pub commits: CommitThread,
