@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! slot bytes ──view──▶ tensors, typed slices ──▶ swiglu, adamw, reduce ──parallel──▶ threads
+//! encoded weights, f32 activations ──▶ linear (with threads of its own)
 //! ```
 
 pub mod adamw;
@@ -13,6 +14,7 @@ pub mod adamw;
 pub mod amx;
 pub mod dispatch;
 pub mod float;
+pub mod linear;
 pub mod parallel;
 pub mod reduce;
 mod shared;

@@ -1,0 +1,347 @@
+//! A gated MLP over encoded weights: down(act(gate x, up x)), in two regions of the threads.
+//!
+//! A task of the first region has some columns of gate and up and joins them; one of the second
+//! has some rows of down, and adds them to the outputs.
+//!
+//! Legend: N rows, H hidden, F expert width.
+
+use super::decode::decode_vector;
+use super::input::{Form, Input};
+use super::matrix::{Matrix, Vector};
+use super::pool::{Disjoint, Pool};
+use super::product::{self, Outputs};
+use super::simd::Level;
+use super::work::{Scratch, Work, sized};
+use crate::base::{Error, Result};
+use crate::model::kernels::dispatch::dispatched;
+use crate::model::kernels::float::sigmoid;
+
+/// What joins gate and up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// silu(gate) · up (Shazeer, 2020).
+    SwiGlu,
+    /// gpt-oss: gate at most `limit`, up within ±`limit`; (up + 1) · gate · sigmoid(alpha · gate).
+    ClampedSwiGlu { limit: f32, alpha: f32 },
+}
+
+impl Activation {
+    #[inline(always)]
+    pub(super) fn of(self, gate: f32, up: f32) -> f32 {
+        match self {
+            Self::SwiGlu => gate * sigmoid(gate) * up,
+            Self::ClampedSwiGlu { limit, alpha } => {
+                let gate = gate.min(limit);
+                let up = up.clamp(-limit, limit);
+                (up + 1.0) * (gate * sigmoid(alpha * gate))
+            }
+        }
+    }
+}
+
+/// A matrix with the bias of its outputs.
+#[derive(Debug, Clone, Copy)]
+pub struct Projection<'a> {
+    pub matrix: Matrix<'a>,
+    pub bias: Option<Vector<'a>>,
+}
+
+impl<'a> From<Matrix<'a>> for Projection<'a> {
+    fn from(matrix: Matrix<'a>) -> Self {
+        Self { matrix, bias: None }
+    }
+}
+
+/// How gate and up lie.
+#[derive(Debug, Clone, Copy)]
+pub enum GateUp<'a> {
+    /// Two matrices [F, H].
+    Apart { gate: Projection<'a>, up: Projection<'a> },
+    /// One matrix [2F, H]: rows of gate, then rows of up.
+    Stacked(Projection<'a>),
+    /// One matrix [2F, H]: row 2f is gate's, row 2f + 1 up's (gpt-oss).
+    Interleaved(Projection<'a>),
+}
+
+/// A routed or shared expert, or a dense MLP.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertWeights<'a> {
+    pub gate_up: GateUp<'a>,
+    /// [H, F].
+    pub down: Projection<'a>,
+    pub activation: Activation,
+}
+
+impl ExpertWeights<'_> {
+    /// (H, F), if the matrices fit together.
+    ///
+    /// # Errors
+    /// [`crate::base::ErrorKind::Input`] when they do not.
+    pub fn shape(&self) -> Result<(usize, usize)> {
+        let down = &self.down.matrix;
+        let (hidden, width) = (down.rows, down.cols);
+        let fits = match &self.gate_up {
+            GateUp::Apart { gate, up } => {
+                [gate, up].iter().all(|p| (p.matrix.rows, p.matrix.cols) == (width, hidden))
+            }
+            GateUp::Stacked(p) | GateUp::Interleaved(p) => {
+                (p.matrix.rows, p.matrix.cols) == (2 * width, hidden)
+            }
+        };
+        if fits {
+            return Ok((hidden, width));
+        }
+        let text = "an expert's matrices do not fit together";
+        Err(Error::input(text).with("hidden", hidden).with("width", width))
+    }
+}
+
+/// out[n, :] += weight[n] · expert(x[n, :]) for the N rows given: x and out [N, H].
+///
+/// Law 4: a row's result depends on its x and weight alone, as [`super::linear`]'s does.
+///
+/// # Errors
+/// [`crate::base::ErrorKind::Input`] when matrices and their bytes do not fit together;
+/// [`crate::base::ErrorKind::Bug`] when x, weights and out do not.
+pub fn expert(
+    e: &ExpertWeights<'_>,
+    x_nh: &[f32],
+    weight_n: &[f32],
+    out_nh: &mut [f32],
+    work: &mut Work,
+) -> Result<()> {
+    let (hidden, width) = e.shape()?;
+    let rows = weight_n.len();
+    if x_nh.len() != rows * hidden || out_nh.len() != rows * hidden {
+        let text = "an expert's rows, weights and outputs do not fit together";
+        return Err(Error::bug(text)
+            .with("rows", rows)
+            .with("hidden", hidden)
+            .with("x", x_nh.len())
+            .with("out", out_nh.len()));
+    }
+    let Work { pool, scratch, level } = work;
+    let Scratch { inputs, gate_up, act, out, bias } = scratch;
+    let bias = sized(bias, 2 * width + hidden);
+    let has_bias = e.biases(width, bias)?;
+    let (bias_2f, bias_h) = bias.split_at(2 * width);
+    let act_nf = sized(act, rows * width);
+
+    e.take_in(inputs, x_nh, hidden, pool)?;
+    let call = GateUpCall {
+        e,
+        level: *level,
+        x_nh,
+        inputs,
+        bias: has_bias.then_some(bias_2f),
+        width,
+        gate_up: Disjoint::new(sized(gate_up, rows * 2 * width)),
+        act: Disjoint::new(act_nf),
+    };
+    let step = product::task_rows(e.first(), 2 * rows, pool.threads());
+    pool.run(width.div_ceil(step), &|_, task| {
+        // SAFETY: matrices are checked, x was taken in, each task has columns of its own.
+        unsafe { call.columns(task * step, width.min((task + 1) * step)) }
+    })?;
+
+    let [input, _] = inputs;
+    let down = &e.down.matrix;
+    take(input, down, act_nf, pool)?;
+    let y = sized(out, rows * hidden);
+    let y = Outputs { all: Disjoint::new(y), stride: hidden, offset: 0, add: false };
+    let (out, act_nf, input, level) = (Disjoint::new(out_nh), &*act_nf, &*input, *level);
+    let step = product::task_rows(down, rows, pool.threads());
+    pool.run(hidden.div_ceil(step), &|_, task| {
+        let (from, to) = (task * step, hidden.min((task + 1) * step));
+        // SAFETY: as above.
+        unsafe { product::rows(level, down, act_nf, input, &y, from, to) };
+        for (n, weight) in weight_n.iter().enumerate() {
+            let at = n * hidden + from;
+            // SAFETY: these rows of W are this task's, and so are their outputs.
+            let (out, y) = unsafe { (out.range(at, to - from), y.all.range(at, to - from)) };
+            if has_bias {
+                add_all(y, &bias_h[from..to]);
+            }
+            for (out, y) in out.iter_mut().zip(y) {
+                *out += weight * *y;
+            }
+        }
+    })
+}
+
+fn add_all(y: &mut [f32], bias: &[f32]) {
+    for (y, bias) in y.iter_mut().zip(bias) {
+        *y += bias;
+    }
+}
+
+/// Takes x in as W wants it.
+fn take(input: &mut Input, w: &Matrix<'_>, x_nk: &[f32], pool: &mut Pool) -> Result<()> {
+    if w.transposed {
+        return Ok(());
+    }
+    input.take(Form::of(w.encoding), x_nk, w.cols, pool)
+}
+
+impl ExpertWeights<'_> {
+    /// Gate, or gate and up.
+    fn first(&self) -> &Matrix<'_> {
+        match &self.gate_up {
+            GateUp::Apart { gate, .. } => &gate.matrix,
+            GateUp::Stacked(p) | GateUp::Interleaved(p) => &p.matrix,
+        }
+    }
+
+    /// Decodes the biases as the outputs lie: [2F], then [H]; zeros for those that there are not.
+    /// Whether there is any.
+    fn biases(&self, width: usize, bias: &mut [f32]) -> Result<bool> {
+        let (gate_up, down) = bias.split_at_mut(2 * width);
+        let (gate, up) = gate_up.split_at_mut(width);
+        let mut any = decode_bias(&self.down, down)?;
+        match &self.gate_up {
+            GateUp::Apart { gate: g, up: u } => {
+                any |= decode_bias(g, gate)?;
+                any |= decode_bias(u, up)?;
+            }
+            GateUp::Stacked(p) | GateUp::Interleaved(p) => any |= decode_bias(p, gate_up)?,
+        }
+        Ok(any)
+    }
+
+    fn take_in(
+        &self,
+        inputs: &mut [Input; 2],
+        x_nh: &[f32],
+        hidden: usize,
+        pool: &mut Pool,
+    ) -> Result<()> {
+        debug_assert_eq!(self.first().cols, hidden);
+        let [first, second] = inputs;
+        take(first, self.first(), x_nh, pool)?;
+        match &self.gate_up {
+            GateUp::Apart { gate, up } if !same_form(gate, up) => {
+                take(second, &up.matrix, x_nh, pool)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Checks a projection, and decodes its bias; whether it has one.
+fn decode_bias(p: &Projection<'_>, out: &mut [f32]) -> Result<bool> {
+    p.matrix.check()?;
+    match &p.bias {
+        Some(bias) => decode_vector(bias, out)?,
+        None => out.fill(0.0),
+    }
+    Ok(p.bias.is_some())
+}
+
+fn same_form(a: &Projection<'_>, b: &Projection<'_>) -> bool {
+    let form = |p: &Projection<'_>| (Form::of(p.matrix.encoding), p.matrix.transposed);
+    form(a) == form(b)
+}
+
+/// The first half of an expert.
+struct GateUpCall<'a> {
+    e: &'a ExpertWeights<'a>,
+    level: Level,
+    x_nh: &'a [f32],
+    inputs: &'a [Input; 2],
+    bias: Option<&'a [f32]>,
+    width: usize,
+    /// [N, 2F], as the projections lie: gate, then up; or in turn.
+    gate_up: Disjoint<'a, f32>,
+    act: Disjoint<'a, f32>,
+}
+
+impl GateUpCall<'_> {
+    /// Columns `from..to` of the activations of all rows.
+    ///
+    /// # Safety
+    /// As [`product::rows`].
+    unsafe fn columns(&self, from: usize, to: usize) {
+        let width = self.width;
+        // SAFETY: the caller's.
+        unsafe {
+            match &self.e.gate_up {
+                GateUp::Apart { gate, up } => {
+                    let second = usize::from(!same_form(gate, up));
+                    self.rows(&gate.matrix, 0, 0, from, to);
+                    self.rows(&up.matrix, second, width, from, to);
+                }
+                GateUp::Stacked(p) => {
+                    self.rows(&p.matrix, 0, 0, from, to);
+                    self.rows(&p.matrix, 0, 0, width + from, width + to);
+                }
+                GateUp::Interleaved(p) => self.rows(&p.matrix, 0, 0, 2 * from, 2 * to),
+            }
+        }
+        for n in 0..self.x_nh.len() / self.first_cols() {
+            // SAFETY: these columns are this task's.
+            unsafe { self.activate(n, from, to - from) }
+        }
+    }
+
+    fn first_cols(&self) -> usize {
+        self.e.first().cols.max(1)
+    }
+
+    /// # Safety
+    /// As [`product::rows`].
+    unsafe fn rows(&self, w: &Matrix<'_>, input: usize, offset: usize, from: usize, to: usize) {
+        let all = self.gate_up.again();
+        let out = Outputs { all, stride: 2 * self.width, offset, add: false };
+        // SAFETY: the caller's.
+        unsafe { product::rows(self.level, w, self.x_nh, &self.inputs[input], &out, from, to) }
+    }
+
+    /// Joins gate and up of row `n`.
+    ///
+    /// # Safety
+    /// No other thread holds these columns.
+    unsafe fn activate(&self, n: usize, from: usize, len: usize) {
+        let (width, row) = (self.width, n * 2 * self.width);
+        // SAFETY: the caller's.
+        let act = unsafe { self.act.range(n * width + from, len) };
+        let activation = self.e.activation;
+        if matches!(self.e.gate_up, GateUp::Interleaved(_)) {
+            // SAFETY: the caller's.
+            let pairs = unsafe { self.gate_up.range(row + 2 * from, 2 * len) };
+            if let Some(bias) = self.bias {
+                add_all(pairs, &bias[2 * from..2 * (from + len)]);
+            }
+            return join_pairs(activation, pairs, act);
+        }
+        // SAFETY: the caller's; gate and up lie apart.
+        let (gate, up) = unsafe {
+            (self.gate_up.range(row + from, len), self.gate_up.range(row + width + from, len))
+        };
+        if let Some(bias) = self.bias {
+            add_all(gate, &bias[from..from + len]);
+            add_all(up, &bias[width + from..width + from + len]);
+        }
+        join(activation, gate, up, act);
+    }
+}
+
+dispatched! {
+    fn join(activation: Activation, gate: &[f32], up: &[f32], act: &mut [f32]) = join_body;
+}
+dispatched! {
+    fn join_pairs(activation: Activation, pairs: &[f32], act: &mut [f32]) = join_pairs_body;
+}
+
+#[inline(always)]
+fn join_body(activation: Activation, gate: &[f32], up: &[f32], act: &mut [f32]) {
+    for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
+        *act = activation.of(*gate, *up);
+    }
+}
+
+#[inline(always)]
+fn join_pairs_body(activation: Activation, pairs: &[f32], act: &mut [f32]) {
+    for (act, pair) in act.iter_mut().zip(pairs.as_chunks::<2>().0) {
+        *act = activation.of(pair[0], pair[1]);
+    }
+}

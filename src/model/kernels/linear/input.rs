@@ -1,0 +1,159 @@
+//! Activations as the kernels take them: cut into blocks of columns, or rounded to int8 by groups.
+//!
+//! Rounding is symmetric: q = round(127 x / max|x|) over a group. A row that holds a number that
+//! is not finite gives results that are not finite.
+
+use super::encoding::{Encoding, SUPER};
+use super::pool::{Disjoint, Pool};
+use super::work::sized;
+use crate::base::Result;
+use crate::model::kernels::dispatch::dispatched;
+
+/// Columns of a block of f32 activations; every instruction set sums up to there, or to a divisor.
+pub(super) const K_BLOCK: usize = 512;
+/// Floats between two rows of a block: rows begin on different cache sets.
+pub(super) const K_STRIDE: usize = K_BLOCK + 16;
+/// Zeros that follow a row's group scales: kernels read eight at a time.
+const GROUP_PADDING: usize = 8;
+/// From this many rows on the threads share the work.
+const SHARED_ROWS: usize = 16;
+
+/// What an encoding's kernels want to be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Form {
+    /// f32, in blocks of columns.
+    #[default]
+    Blocks,
+    /// int8, with a scale for each group of this many columns.
+    Groups(usize),
+}
+
+impl Form {
+    pub fn of(encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::F32 | Encoding::F16 | Encoding::Bf16 | Encoding::Fp8 => Self::Blocks,
+            Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 => Self::Groups(32),
+            Encoding::Q4K | Encoding::Q6K => Self::Groups(SUPER),
+            Encoding::Int8 => Self::Groups(128),
+            Encoding::Int4 { group } => Self::Groups(group as usize),
+        }
+    }
+}
+
+/// Activations x [N, K] in one form. Memory is kept from one use to the next.
+#[derive(Default)]
+pub(super) struct Input {
+    pub form: Form,
+    pub rows: usize,
+    pub cols: usize,
+    /// `Blocks`: [⌈K/512⌉, N, K_STRIDE], zeros after the last column.
+    pub blocks: Vec<f32>,
+    /// `Groups`: int8 [N, `q_stride`], zeros after the last column.
+    pub q: Vec<i8>,
+    /// Scale of each group [N, `d_stride`], and scale · Σ q.
+    pub d: Vec<f32>,
+    pub sums: Vec<f32>,
+    /// Σ q of 16 columns [N, `q_stride` / 16].
+    pub sums16: Vec<i16>,
+    pub q_stride: usize,
+    pub d_stride: usize,
+}
+
+impl Input {
+    /// Takes x [N, K] in.
+    pub fn take(&mut self, form: Form, x_nk: &[f32], cols: usize, pool: &mut Pool) -> Result<()> {
+        (self.form, self.cols, self.rows) = (form, cols, x_nk.len() / cols.max(1));
+        match form {
+            Form::Blocks => self.take_blocks(x_nk, pool),
+            Form::Groups(group) => self.take_groups(group, x_nk, pool),
+        }
+    }
+
+    fn take_blocks(&mut self, x_nk: &[f32], pool: &mut Pool) -> Result<()> {
+        let (rows, cols) = (self.rows, self.cols);
+        let len = cols.div_ceil(K_BLOCK) * rows * K_STRIDE;
+        let blocks = Disjoint::new(sized(&mut self.blocks, len));
+        each_row(rows, pool, &|n| {
+            for (b, x) in x_nk[n * cols..(n + 1) * cols].chunks(K_BLOCK).enumerate() {
+                // SAFETY: row n of block b belongs to this call alone.
+                let out = unsafe { blocks.range((b * rows + n) * K_STRIDE, K_STRIDE) };
+                out[..x.len()].copy_from_slice(x);
+                let padded = (x.len() + 16).min(K_STRIDE);
+                out[x.len()..padded].fill(0.0);
+            }
+        })
+    }
+
+    fn take_groups(&mut self, group: usize, x_nk: &[f32], pool: &mut Pool) -> Result<()> {
+        let (rows, cols) = (self.rows, self.cols);
+        let q_stride = cols.next_multiple_of(SUPER);
+        let d_stride = q_stride / group + GROUP_PADDING;
+        (self.q_stride, self.d_stride) = (q_stride, d_stride);
+        let q = Disjoint::new(sized(&mut self.q, rows * q_stride));
+        let d = Disjoint::new(sized(&mut self.d, rows * d_stride));
+        let sums = Disjoint::new(sized(&mut self.sums, rows * d_stride));
+        let sums16 = Disjoint::new(sized(&mut self.sums16, rows * q_stride / 16));
+        each_row(rows, pool, &|n| {
+            // SAFETY: row n of each belongs to this call alone.
+            let (q, d, sums, sums16) = unsafe {
+                (
+                    q.range(n * q_stride, q_stride),
+                    d.range(n * d_stride, d_stride),
+                    sums.range(n * d_stride, d_stride),
+                    sums16.range(n * q_stride / 16, q_stride / 16),
+                )
+            };
+            round_row(group, &x_nk[n * cols..(n + 1) * cols], q, d, sums, sums16);
+        })
+    }
+}
+
+fn each_row(rows: usize, pool: &mut Pool, body: &(dyn Fn(usize) + Sync)) -> Result<()> {
+    if rows < SHARED_ROWS {
+        (0..rows).for_each(body);
+        return Ok(());
+    }
+    let chunk = SHARED_ROWS / 2;
+    pool.run(rows.div_ceil(chunk), &|_, task| {
+        (task * chunk..rows.min((task + 1) * chunk)).for_each(body);
+    })
+}
+
+dispatched! {
+    fn round_row(group: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [f32], sums16: &mut [i16]) = round_body;
+}
+
+#[inline(always)]
+fn round_body(
+    group: usize,
+    x: &[f32],
+    q: &mut [i8],
+    d: &mut [f32],
+    sums: &mut [f32],
+    sums16: &mut [i16],
+) {
+    // Adding it leaves the nearest integer in the low bits of the significand.
+    const SHIFT: f32 = 12_582_912.0;
+    // Below this 127 / max overflows; such a group is zero beside any other.
+    const TINY: f32 = 1e-30;
+    let groups = x.len().div_ceil(group);
+    q[x.len()..].fill(0);
+    d[groups..].fill(0.0);
+    sums[groups..].fill(0.0);
+    for ((x, q), d) in x.chunks(group).zip(q.chunks_mut(group)).zip(&mut *d) {
+        // As integers, so that NaN is the largest of all.
+        let bits = x.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
+        let most = f32::from_bits(bits);
+        let factor = if most > TINY { 127.0 / most } else { 0.0 };
+        *d = if most.is_finite() { most / 127.0 } else { f32::NAN };
+        for (q, x) in q.iter_mut().zip(x) {
+            *q = (x * factor + SHIFT).to_bits() as i8;
+        }
+    }
+    for (sum, q) in sums16.iter_mut().zip(q.as_chunks::<16>().0) {
+        *sum = q.iter().map(|q| i16::from(*q)).sum();
+    }
+    for ((sum, d), sixteens) in sums.iter_mut().zip(&*d).zip(sums16.chunks(group / 16)) {
+        *sum = d * sixteens.iter().map(|s| i32::from(*s)).sum::<i32>() as f32;
+    }
+}

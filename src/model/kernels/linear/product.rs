@@ -1,0 +1,133 @@
+//! One product, cut into tasks of rows of W, whichever kernel multiplies it.
+
+use super::encoding::{BLOCK, Encoding, FP8_TILE};
+use super::input::{Form, Input};
+use super::matrix::Matrix;
+use super::pool::Disjoint;
+use super::simd::Level;
+use super::{columns, floats, ints};
+
+/// Bytes of W below which a task costs more to hand out than to do.
+const LEAST_BYTES: usize = 16 * 1024;
+/// Tasks a thread: a thread that is held up leaves its share to the others.
+const TASKS: usize = 8;
+/// With fewer rows than this the weights are what takes the time; with more, the products.
+const FEW: usize = 8;
+/// Tasks are cut at multiples of this many rows of W.
+const CUT: usize = 8;
+
+/// Rows of W a task, for a product of `n` rows on `threads` threads; a multiple of the kernel's
+/// own step where there are enough.
+pub(super) fn task_rows(w: &Matrix<'_>, n: usize, threads: usize) -> usize {
+    let cut = if w.transposed {
+        columns::CUT
+    } else if n > FEW {
+        24
+    } else {
+        CUT
+    };
+    let row_bytes = (w.data.len() / w.rows.max(1)).max(1);
+    let least = LEAST_BYTES.div_ceil(row_bytes * n.max(1));
+    let share = if threads == 1 { w.rows } else { w.rows.div_ceil(threads * TASKS) };
+    share.max(least).max(1).next_multiple_of(cut)
+}
+
+/// Outputs that tasks write: element (n, m) at n · `stride` + `offset` + m.
+pub(super) struct Outputs<'a> {
+    pub all: Disjoint<'a, f32>,
+    pub stride: usize,
+    pub offset: usize,
+    pub add: bool,
+}
+
+/// Rows `from..to` of a checked W times all rows of x.
+///
+/// # Safety
+/// `input` was taken from `x_nk` in the form of W's encoding; `out` has a place for every element;
+/// no other thread works at these rows.
+pub(super) unsafe fn rows(
+    level: Level,
+    w: &Matrix<'_>,
+    x_nk: &[f32],
+    input: &Input,
+    out: &Outputs<'_>,
+    from: usize,
+    to: usize,
+) {
+    let (n, k) = (x_nk.len() / w.cols.max(1), w.cols);
+    let (out_stride, add) = (out.stride, out.add);
+    let to = to.min(w.rows);
+    if n == 0 || from >= to {
+        return;
+    }
+    let target = out.all.at(out.offset);
+    // SAFETY: the caller's, and W was checked: its bytes are all there.
+    unsafe {
+        if w.transposed {
+            let (w_bytes, width) = (w.data.as_ptr(), w.rows);
+            let call = columns::Call {
+                w: w_bytes,
+                width,
+                x_nk,
+                n,
+                k,
+                from,
+                to,
+                out: target,
+                out_stride,
+                add,
+            };
+            return columns::run(level, w.encoding, &call);
+        }
+        let (data, row_bytes) = (w.data.as_ptr(), w.data.len() / w.rows);
+        if input.form == Form::Blocks {
+            let call = floats::Call {
+                w: data,
+                row_bytes,
+                scales: w.scales.as_ptr(),
+                scale_stride: k.div_ceil(FP8_TILE),
+                x: input.blocks.as_ptr(),
+                n,
+                k,
+                from,
+                to,
+                out: target,
+                out_stride,
+                add,
+            };
+            return floats::run(level, w.encoding, &call);
+        }
+        let (aux_stride, aux_second) = match w.encoding {
+            Encoding::Mxfp4 => (k / BLOCK, 0),
+            Encoding::Int4 { group } => {
+                let array = k.div_ceil(group as usize) * 2;
+                (2 * array, array)
+            }
+            _ => (0, 0),
+        };
+        let call = ints::Call {
+            w: data,
+            row_bytes,
+            aux: w.scales.as_ptr(),
+            aux_stride,
+            aux_second,
+            row_scales: w.scales.as_ptr(),
+            x: ints::Columns {
+                q: input.q.as_ptr(),
+                d: input.d.as_ptr(),
+                sums: input.sums.as_ptr(),
+                sums16: input.sums16.as_ptr(),
+                q_stride: input.q_stride,
+                d_stride: input.d_stride,
+            },
+            n,
+            k,
+            from,
+            to,
+            out: target,
+            out_stride,
+            add,
+        };
+        ints::run(level, w.encoding, &call);
+    }
+}
