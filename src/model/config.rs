@@ -6,11 +6,14 @@
 use super::expert::ExpertShape;
 pub use super::expert::Precision;
 use super::family::{Family, QkNorm};
+pub use super::kernels::linear::Activation;
+pub use super::switches::{Latent, Scoring, Yarn};
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// A decoder-only Mixture-of-Experts transformer. Every layer is attention followed by experts.
+/// A decoder-only Mixture-of-Experts transformer. Every layer is attention followed by experts,
+/// or by a dense MLP in the first `dense_layers`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     pub family: Family,
@@ -32,7 +35,20 @@ pub struct ModelConfig {
     pub expert_width: usize,
     /// Inner width of the shared expert, where the family has one.
     pub shared_width: Option<usize>,
+    /// Layers, counted from the first, that have a dense MLP of `dense_width` and no experts.
+    #[serde(default)]
+    pub dense_layers: usize,
+    #[serde(default)]
+    pub dense_width: usize,
     pub rope_theta: f64,
+    /// Share of a head's elements that turn with position, from the first on.
+    #[serde(default = "whole")]
+    pub rope_share: f64,
+    /// Whether neighbouring elements turn together, instead of one of each half.
+    #[serde(default)]
+    pub rope_interleaved: bool,
+    #[serde(default)]
+    pub yarn: Option<Yarn>,
     pub norm_eps: f64,
     /// Longest sequence the model is meant for, in tokens.
     pub max_position: usize,
@@ -41,6 +57,22 @@ pub struct ModelConfig {
     pub norm_topk: bool,
     pub qk_norm: QkNorm,
     pub qkv_bias: bool,
+    /// Whether attention's output projection has a bias.
+    #[serde(default)]
+    pub o_bias: bool,
+    /// Keys and values as one latent a token.
+    #[serde(default)]
+    pub latent: Option<Latent>,
+    /// Whether each head has a logit that takes probability and gives nothing.
+    #[serde(default)]
+    pub sinks: bool,
+    /// Keys that a query of each layer sees, itself among them; empty where all layers see all.
+    #[serde(default)]
+    pub windows: Vec<Option<usize>>,
+    #[serde(default = "softmax")]
+    pub scoring: Scoring,
+    #[serde(default = "swiglu")]
+    pub activation: Activation,
     /// Queries, keys and values are clamped to `[-c, c]` before rotation (OLMoE).
     pub clip_qkv: Option<f64>,
     /// Standard deviation of freshly drawn weights.
@@ -51,6 +83,18 @@ pub struct ModelConfig {
     /// Tokens that end a text; the first is written where one is expected.
     pub eos: Vec<u32>,
     pub pad: Option<u32>,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn softmax() -> Scoring {
+    Scoring::Softmax
+}
+
+fn swiglu() -> Activation {
+    Activation::SwiGlu
 }
 
 impl ModelConfig {
@@ -70,13 +114,24 @@ impl ModelConfig {
             top_k: 0,
             expert_width: 0,
             shared_width: None,
-            rope_theta: 10_000.0,
+            dense_layers: 0,
+            dense_width: 0,
+            rope_theta: spec.rope_theta,
+            rope_share: spec.rope_share,
+            rope_interleaved: false,
+            yarn: None,
             norm_eps: 1e-5,
             max_position: 0,
             tie_embeddings: false,
             norm_topk: spec.norm_topk,
             qk_norm: spec.qk_norm,
             qkv_bias: spec.qkv_bias,
+            o_bias: false,
+            latent: None,
+            sinks: false,
+            windows: Vec::new(),
+            scoring: Scoring::Softmax,
+            activation: Activation::SwiGlu,
             clip_qkv: None,
             init_std: 0.02,
             router_aux_coef: 0.01,
@@ -131,10 +186,10 @@ impl ModelConfig {
                 self.kv_heads, self.heads
             )));
         }
-        if !self.head_dim.is_multiple_of(2) {
+        let turned = self.rope_dim();
+        if turned == 0 || !turned.is_multiple_of(2) {
             return Err(Error::config(format!(
-                "model head_dim of {} must be even, rotary embedding turns pairs",
-                self.head_dim
+                "model has {turned} rotated elements a head, rotary embedding turns pairs"
             )));
         }
         if self.top_k > self.experts {
@@ -146,6 +201,8 @@ impl ModelConfig {
         if self.layers > u16::MAX as usize || self.experts > u16::MAX as usize {
             return Err(Error::config("model layers and experts must be at most 65535"));
         }
+        self.validate_layers()?;
+        self.validate_scoring()?;
         let has_shared = self.family.spec().shared.is_some();
         match (has_shared, self.shared_width) {
             (true, None | Some(0)) => {
@@ -170,9 +227,110 @@ impl ModelConfig {
         Ok(())
     }
 
+    fn validate_layers(&self) -> Result<()> {
+        if self.dense_layers >= self.layers {
+            return Err(Error::config(format!(
+                "model dense_layers of {} leave no layer of {} with experts",
+                self.dense_layers, self.layers
+            )));
+        }
+        if self.dense_layers > 0 && self.dense_width == 0 {
+            return Err(Error::config("model dense_width must be at least 1 for dense layers"));
+        }
+        let given = self.windows.len();
+        if given != 0 && given != self.layers || self.windows.contains(&Some(0)) {
+            return Err(Error::config(format!(
+                "model windows must be at least 1 and as many as the layers, {given} are given \
+                 for {}",
+                self.layers
+            )));
+        }
+        if let Some(latent) = &self.latent {
+            let widths = [latent.kv_rank, latent.rope, latent.nope, latent.value];
+            if widths.contains(&0) || latent.q_rank == Some(0) {
+                return Err(Error::config("model latent widths must be at least 1"));
+            }
+            if self.head_dim != latent.nope + latent.rope || self.kv_heads != self.heads {
+                return Err(Error::config(format!(
+                    "model head_dim of {} must be the latent's nope {} and rope {} together, \
+                     and every head has keys of its own",
+                    self.head_dim, latent.nope, latent.rope
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_scoring(&self) -> Result<()> {
+        let Scoring::Sigmoid { groups, top_groups, .. } = self.scoring else { return Ok(()) };
+        if groups == 0 || !self.experts.is_multiple_of(groups) || self.experts / groups < 2 {
+            return Err(Error::config(format!(
+                "model experts of {} must divide into {groups} groups of at least 2",
+                self.experts
+            )));
+        }
+        if top_groups == 0 || top_groups > groups {
+            return Err(Error::config(format!(
+                "model cannot choose {top_groups} of {groups} groups of experts"
+            )));
+        }
+        let open = top_groups * (self.experts / groups);
+        if self.top_k > open {
+            return Err(Error::config(format!(
+                "model top_k of {} exceeds the {open} experts of the chosen groups",
+                self.top_k
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses what can be run but not trained: training differentiates fewer kinds of layers.
+    ///
+    /// # Errors
+    /// Config, naming the family or the switch.
+    pub fn check_trainable(&self) -> Result<()> {
+        if !self.family.spec().trainable {
+            let names = Family::ALL.into_iter().filter(|family| family.spec().trainable);
+            let names: Vec<String> = names.map(|family| family.to_string()).collect();
+            return Err(Error::config(format!(
+                "a model of family {} can be run but not trained; training knows {}",
+                self.family,
+                names.join(", ")
+            )));
+        }
+        if self.yarn.is_some() {
+            return Err(Error::config(
+                "a model with yarn rotary embedding can be run but not trained; remove the \
+                 scaling from its config.json to train at the original context",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Elements of a query or key head that turn with position.
+    pub fn rope_dim(&self) -> usize {
+        let share = (self.head_dim as f64 * self.rope_share) as usize;
+        self.latent.map_or(share, |latent| latent.rope)
+    }
+
+    /// Keys that a query of `layer` sees, itself among them; None where it sees all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().flatten()
+    }
+
+    /// Whether `layer` has a dense MLP and no experts.
+    pub fn is_dense(&self, layer: usize) -> bool {
+        layer < self.dense_layers
+    }
+
     /// Width of all query heads together.
     pub fn q_width(&self) -> usize {
         self.heads * self.head_dim
+    }
+
+    /// Width of all heads' values together, which the output projection reads.
+    pub fn value_width(&self) -> usize {
+        self.heads * self.latent.map_or(self.head_dim, |latent| latent.value)
     }
 
     /// Width of all key (or value) heads together.

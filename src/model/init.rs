@@ -31,7 +31,7 @@ pub fn expert(
 ) -> Result<()> {
     let ranges = ranges(config, out.len())?;
     out.fill(0.0);
-    for ((name, _), range) in expert_tensors(config, layer, expert).iter().zip(ranges) {
+    for ((name, _), range) in expert_tensors(config, layer, expert)?.iter().zip(ranges) {
         normal(seed, name, config.init_std, &mut out[range]);
     }
     Ok(())

@@ -17,3 +17,4 @@ pub mod optim;
 pub mod params;
 pub mod rope;
 pub mod shared;
+pub mod switches;

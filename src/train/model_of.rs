@@ -23,6 +23,7 @@ pub fn model_config(config: &Config, tokenizer: &Tokenizer) -> Result<ModelConfi
         Model::Scratch(shape) => from_shape(shape, tokenizer),
     };
     model.validate()?;
+    model.check_trainable()?;
     if tokenizer.vocab_size() > model.vocab {
         return Err(Error::config(format!(
             "the tokenizer has {} tokens and the model's vocabulary only {}: set model.vocab to \

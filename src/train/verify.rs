@@ -164,6 +164,7 @@ fn in_session<T>(
 ) -> Result<T> {
     let config = config(request, batch, seq, train)?;
     let model = ModelConfig::from_hf(&request.model)?;
+    model.check_trainable()?;
     if seq > model.max_position {
         return Err(Error::input("the reference is longer than the model allows")
             .with("tokens", seq)

@@ -38,6 +38,7 @@ impl Whole {
             .map(|l| {
                 let expert = |e| {
                     expert_tensors(&config, l, e)
+                        .unwrap()
                         .map(|(name, _)| read(&checkpoint, &name).set_requires_grad(true))
                 };
                 (0..config.experts).map(expert).collect()

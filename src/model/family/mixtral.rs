@@ -1,6 +1,6 @@
 //! Mixtral: grouped-query attention, chosen probabilities always renormalised.
 
-use super::{Family, FamilySpec, QkNorm};
+use super::{ExpertNames, Family, FamilySpec, QkNorm};
 use serde_json::json;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
@@ -9,13 +9,17 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     architecture: "MixtralForCausalLM",
     router: "block_sparse_moe.gate.weight",
     experts: "block_sparse_moe.experts",
-    projections: ["w1", "w3", "w2"],
+    expert_names: ExpertNames::Each(["w1", "w3", "w2"]),
+    router_bias: None,
     shared: None,
     qk_norm: QkNorm::None,
     qkv_bias: false,
     norm_topk: true,
     experts_keys: &["num_local_experts", "num_experts"],
     expert_width_key: "intermediate_size",
+    rope_theta: 1_000_000.0,
+    rope_share: 1.0,
+    trainable: true,
     read: |keys, _| {
         keys.only("router_jitter_noise", &json!(0.0))?;
         keys.no_window("sliding_window")

@@ -1,6 +1,6 @@
 //! OLMoE: norms over the whole query and key projections, optional clamping of q, k, v.
 
-use super::{Family, FamilySpec, QkNorm};
+use super::{ExpertNames, Family, FamilySpec, QkNorm};
 use serde_json::json;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
@@ -9,13 +9,17 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     architecture: "OlmoeForCausalLM",
     router: "mlp.gate.weight",
     experts: "mlp.experts",
-    projections: ["gate_proj", "up_proj", "down_proj"],
+    expert_names: ExpertNames::Each(["gate_proj", "up_proj", "down_proj"]),
+    router_bias: None,
     shared: None,
     qk_norm: QkNorm::Full,
     qkv_bias: false,
     norm_topk: false,
     experts_keys: &["num_experts", "num_local_experts"],
     expert_width_key: "intermediate_size",
+    rope_theta: 10_000.0,
+    rope_share: 1.0,
+    trainable: true,
     read: |keys, config| {
         config.norm_topk = keys.bool("norm_topk_prob")?.unwrap_or(false);
         config.clip_qkv = keys.number("clip_qkv")?;

@@ -1,6 +1,6 @@
 //! Qwen2-MoE: biases on q, k, v, and a shared expert scaled by a sigmoid gate.
 
-use super::{Family, FamilySpec, QkNorm, SharedNames};
+use super::{ExpertNames, Family, FamilySpec, QkNorm, SharedNames};
 use serde_json::json;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
@@ -9,13 +9,17 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
     architecture: "Qwen2MoeForCausalLM",
     router: "mlp.gate.weight",
     experts: "mlp.experts",
-    projections: ["gate_proj", "up_proj", "down_proj"],
-    shared: Some(SharedNames { expert: "mlp.shared_expert", gate: "mlp.shared_expert_gate" }),
+    expert_names: ExpertNames::Each(["gate_proj", "up_proj", "down_proj"]),
+    router_bias: None,
+    shared: Some(SharedNames { expert: "mlp.shared_expert", gate: Some("mlp.shared_expert_gate") }),
     qk_norm: QkNorm::None,
     qkv_bias: true,
     norm_topk: false,
     experts_keys: &["num_experts", "num_local_experts"],
     expert_width_key: "moe_intermediate_size",
+    rope_theta: 10_000.0,
+    rope_share: 1.0,
+    trainable: true,
     read: |keys, config| {
         config.norm_topk = keys.bool("norm_topk_prob")?.unwrap_or(false);
         config.qkv_bias = keys.bool("qkv_bias")?.unwrap_or(true);

@@ -1,191 +1,13 @@
 //! `config.json` in and out. Every key is one of: read, known to change nothing, or refused by
 //! name; so a checkpoint whose mathematics differ is never run wrong.
 
+pub use super::keys::Keys;
+use super::{encoding, rope};
 use crate::base::{Error, Result};
 use crate::model::config::{ModelConfig, Precision};
 use crate::model::family::Family;
 use serde_json::{Map, Value, json};
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-
-/// Keys that change nothing in how a sequence is computed, whatever they hold.
-const INERT: &[&str] = &[
-    "_attn_implementation_autoset",
-    "_experts_implementation",
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "chunk_size_feed_forward",
-    "dtype",
-    "id2label",
-    "label2id",
-    "max_window_layers",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pretraining_tp",
-    "problem_type",
-    "return_dict",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-];
-
-/// A `config.json` being read; remembers which keys were asked for.
-pub struct Keys {
-    path: PathBuf,
-    map: Map<String, Value>,
-    seen: HashSet<String>,
-}
-
-impl Keys {
-    fn error(&self, message: impl Into<String>) -> Error {
-        Error::input(message).with("file", self.path.display())
-    }
-
-    fn get(&mut self, key: &str) -> Option<Value> {
-        self.seen.insert(key.to_owned());
-        self.map.get(key).filter(|value| !value.is_null()).cloned()
-    }
-
-    fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {
-        self.error(format!("key \"{key}\" must be {expected}, found {found}"))
-    }
-
-    /// An optional count.
-    pub fn count(&mut self, key: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        let count = value.as_u64().and_then(|n| usize::try_from(n).ok());
-        count.map(Some).ok_or_else(|| self.wrong(key, "a whole number of 0 or more", &value))
-    }
-
-    /// A count that must be there.
-    pub fn required(&mut self, key: &str) -> Result<usize> {
-        self.count(key)?.ok_or_else(|| self.error(format!("key \"{key}\" is missing")))
-    }
-
-    fn required_of(&mut self, keys: &[&str]) -> Result<usize> {
-        let mut found = None;
-        for key in keys {
-            if let Some(value) = self.count(key)? {
-                if found.is_some_and(|earlier| earlier != value) {
-                    return Err(self.error(format!("keys {} disagree", keys.join(" and "))));
-                }
-                found = Some(value);
-            }
-        }
-        found.ok_or_else(|| self.error(format!("key \"{}\" is missing", keys[0])))
-    }
-
-    /// An optional number.
-    pub fn number(&mut self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number", &value))
-    }
-
-    /// An optional truth value.
-    pub fn bool(&mut self, key: &str) -> Result<Option<bool>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.wrong(key, "true or false", &value))
-    }
-
-    /// A key that changes the mathematics and of which only one value is supported.
-    pub fn only(&mut self, key: &str, supported: &Value) -> Result<()> {
-        let Some(value) = self.get(key) else { return Ok(()) };
-        let same_number = value.as_f64().is_some() && value.as_f64() == supported.as_f64();
-        if value == *supported || same_number {
-            return Ok(());
-        }
-        Err(self.error(format!("key \"{key}\" = {value} is not supported, only {supported} is")))
-    }
-
-    /// Qwen's switches that would make some layers dense.
-    pub fn sparse_everywhere(&mut self) -> Result<()> {
-        self.only("decoder_sparse_step", &json!(1))?;
-        self.only("mlp_only_layers", &json!([]))?;
-        // Width of those dense layers, of which there are none.
-        self.count("intermediate_size").map(drop)
-    }
-
-    /// A sliding window that would shorten attention: refused unless it cannot bite.
-    pub fn no_window(&mut self, key: &str) -> Result<()> {
-        let Some(value) = self.count(key)? else { return Ok(()) };
-        let longest = self.count("max_position_embeddings")?.unwrap_or(usize::MAX);
-        if value == 0 || value >= longest {
-            return Ok(());
-        }
-        Err(self.error(format!(
-            "key \"{key}\" = {value} is not supported: attention here sees the whole sequence"
-        )))
-    }
-
-    /// Qwen's window, which counts only where `use_sliding_window` is true.
-    pub fn optional_window(&mut self) -> Result<()> {
-        if self.bool("use_sliding_window")?.unwrap_or(false) {
-            return self.no_window("sliding_window");
-        }
-        self.get("sliding_window");
-        Ok(())
-    }
-
-    /// `rope_theta`, at the top or inside `rope_parameters`; any scaling is refused.
-    fn rope_theta(&mut self) -> Result<f64> {
-        let mut theta = self.number("rope_theta")?;
-        for key in ["rope_parameters", "rope_scaling"] {
-            let Some(value) = self.get(key) else { continue };
-            let Value::Object(rope) = &value else {
-                return Err(self.wrong(key, "an object", &value));
-            };
-            for (name, value) in rope {
-                let fine = match name.as_str() {
-                    "rope_type" | "type" => value == "default",
-                    "partial_rotary_factor" => value.as_f64() == Some(1.0),
-                    "rope_theta" => {
-                        let inner = value.as_f64().filter(|theta| *theta > 0.0);
-                        theta = inner.or(theta);
-                        inner.is_some()
-                    }
-                    _ => value.is_null(),
-                };
-                if !fine {
-                    return Err(self.error(format!(
-                        "key \"{key}.{name}\" = {value} is not supported, only plain rotary \
-                         embedding is"
-                    )));
-                }
-            }
-        }
-        Ok(theta.unwrap_or(10_000.0))
-    }
-
-    /// One token id, or a list of them.
-    fn tokens(&mut self, key: &str) -> Result<Vec<u32>> {
-        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
-        let list = match &value {
-            Value::Array(list) => list.clone(),
-            one => vec![one.clone()],
-        };
-        let ids: Option<Vec<u32>> =
-            list.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
-        ids.ok_or_else(|| self.wrong(key, "a token id or a list of them", &value))
-    }
-
-    /// Refuses every key that was neither read nor is known to change nothing.
-    fn finish(self) -> Result<()> {
-        for (key, value) in &self.map {
-            let known = self.seen.contains(key) || INERT.contains(&key.as_str());
-            if known || value.is_null() {
-                continue;
-            }
-            let shown: String = value.to_string().chars().take(80).collect();
-            return Err(self.error(format!(
-                "key \"{key}\" = {shown} is not known for this family and may change the \
-                 mathematics, so the model is refused"
-            )));
-        }
-        Ok(())
-    }
-}
+use std::path::Path;
 
 /// Reads a folder's `config.json`, or the file itself.
 pub(in crate::model) fn read(path: &Path) -> Result<ModelConfig> {
@@ -204,7 +26,7 @@ pub fn parse(text: &str, path: &Path) -> Result<ModelConfig> {
     let Value::Object(map) = value else {
         return Err(Error::input("model config is not a JSON object").with("file", path.display()));
     };
-    let mut keys = Keys { path: path.to_owned(), map, seen: HashSet::new() };
+    let mut keys = Keys::new(map, path);
 
     let model_type = keys.get("model_type");
     let model_type = model_type
@@ -228,7 +50,8 @@ pub fn parse(text: &str, path: &Path) -> Result<ModelConfig> {
     config.max_position = keys.required("max_position_embeddings")?;
     let eps = keys.number("rms_norm_eps")?;
     config.norm_eps = eps.ok_or_else(|| keys.error("key \"rms_norm_eps\" is missing"))?;
-    config.rope_theta = keys.rope_theta()?;
+    rope::read(&mut keys, &mut config)?;
+    encoding::read(&mut keys, family)?;
     config.tie_embeddings = keys.bool("tie_word_embeddings")?.unwrap_or(false);
     config.init_std = keys.number("initializer_range")?.unwrap_or(0.02);
     config.router_aux_coef = keys.number("router_aux_loss_coef")?.unwrap_or(0.01);
@@ -237,14 +60,10 @@ pub fn parse(text: &str, path: &Path) -> Result<ModelConfig> {
     config.pad = keys.tokens("pad_token_id")?.first().copied();
     keys.only("hidden_act", &json!("silu"))?;
     keys.only("attention_dropout", &json!(0.0))?;
-    if let Some(Value::Array(kinds)) = keys.get("layer_types")
-        && let Some(other) = kinds.iter().find(|kind| *kind != "full_attention")
-    {
-        return Err(
-            keys.error(format!("key \"layer_types\" holds {other}, which is not supported"))
-        );
-    }
     (spec.read)(&mut keys, &mut config)?;
+    if config.windows.is_empty() {
+        keys.whole_attention(config.layers)?;
+    }
     keys.finish()?;
     config
         .validate()
@@ -265,11 +84,9 @@ pub(in crate::model) fn write(config: &ModelConfig, dtype: Precision) -> Value {
     };
     put("architectures", json!([spec.architecture]));
     put("model_type", json!(spec.model_type));
-    // Both spellings: transformers 5 reads `dtype` and `rope_parameters`, earlier ones the others.
+    // Both spellings: transformers 5 reads `dtype`, earlier ones `torch_dtype`.
     put("dtype", json!(dtype));
     put("torch_dtype", json!(dtype));
-    put("rope_theta", json!(config.rope_theta));
-    put("rope_parameters", json!({ "rope_theta": config.rope_theta, "rope_type": "default" }));
     put("vocab_size", json!(config.vocab));
     put("hidden_size", json!(config.hidden));
     put("num_hidden_layers", json!(config.layers));
@@ -292,6 +109,7 @@ pub(in crate::model) fn write(config: &ModelConfig, dtype: Precision) -> Value {
     put("bos_token_id", json!(config.bos));
     put("eos_token_id", eos(config));
     put("pad_token_id", json!(config.pad));
+    rope::write(config, &mut out);
     (spec.write)(config, &mut out);
     out.insert(spec.expert_width_key.into(), json!(config.expert_width));
     Value::Object(out)

@@ -33,7 +33,7 @@ pub fn read(
     let ranges = ranges(config, out.len())?;
     out[ranges[1].end..ranges[2].start].fill(0.0);
     out[ranges[2].end..].fill(0.0);
-    for ((name, shape), range) in expert_tensors(config, layer, expert).iter().zip(ranges) {
+    for ((name, shape), range) in expert_tensors(config, layer, expert)?.iter().zip(ranges) {
         checkpoint.expect(name, shape)?;
         checkpoint.read_f32(name, &mut out[range])?;
     }
@@ -49,7 +49,7 @@ pub fn write(
     weights: &[f32],
 ) -> Result<()> {
     let ranges = ranges(config, weights.len())?;
-    for ((name, _), range) in expert_tensors(config, layer, expert).iter().zip(ranges) {
+    for ((name, _), range) in expert_tensors(config, layer, expert)?.iter().zip(ranges) {
         writer.write(name, &weights[range])?;
     }
     Ok(())

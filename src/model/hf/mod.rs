@@ -8,8 +8,13 @@
 
 mod checkpoint;
 pub mod config;
+mod encoding;
 pub mod expert;
 pub mod header;
+mod keys;
+mod rope;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use checkpoint::Checkpoint;

@@ -59,7 +59,7 @@ impl Writer {
         for tensor in dense_tensors(config) {
             // Each layer's experts follow that layer's dense tensors.
             if let Some(done) = layer.filter(|done| tensor.layer != Some(*done)) {
-                push_experts(config, done, &mut tensors);
+                push_experts(config, done, &mut tensors)?;
             }
             layer = tensor.layer;
             tensors.push(WriterTensor { name: tensor.name, shape: tensor.shape });
@@ -235,12 +235,14 @@ fn bytes_of(tensor: &WriterTensor, dtype: Precision) -> u64 {
     (tensor.shape.iter().product::<usize>() * dtype.bytes()) as u64
 }
 
-fn push_experts(config: &ModelConfig, layer: usize, tensors: &mut Vec<WriterTensor>) {
-    for expert in 0..config.experts {
-        for (name, shape) in expert_tensors(config, layer, expert) {
+fn push_experts(config: &ModelConfig, layer: usize, tensors: &mut Vec<WriterTensor>) -> Result<()> {
+    let experts = if config.is_dense(layer) { 0 } else { config.experts };
+    for expert in 0..experts {
+        for (name, shape) in expert_tensors(config, layer, expert)? {
             tensors.push(WriterTensor { name, shape: shape.to_vec() });
         }
     }
+    Ok(())
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -15,9 +15,11 @@ use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
 use crate::model::kernels::dispatch::dispatched;
 use crate::model::kernels::float::sigmoid;
+use serde::{Deserialize, Serialize};
 
 /// What joins gate and up.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// silu(gate) · up (Shazeer, 2020).
     SwiGlu,
