@@ -1,5 +1,9 @@
-//! Promise: once warm, products with encoded weights allocate nothing, on any thread.
+//! Promise: once warm, products with encoded weights and decoded tokens allocate nothing, on any
+//! thread.
 
+use semoe::model::config::ModelConfig;
+use semoe::model::forward::{Forward, KvCache, KvType, Routes, Row};
+use semoe::model::hf::Checkpoint;
 use semoe::model::kernels::linear::{
     Activation, Encoding, ExpertWeights, GateUp, OwnedMatrix, Work, encode, expert, linear,
 };
@@ -37,8 +41,44 @@ fn matrix(encoding: Encoding, rows: usize, cols: usize) -> OwnedMatrix {
     encode(encoding, rows, cols, &values).unwrap().0
 }
 
+/// One test, so that nothing else runs in this process while it counts.
 #[test]
-fn steady_products_allocate_nothing() {
+fn steady_decoding_allocates_nothing() {
+    products();
+    for family in ["olmoe", "qwen2_moe", "deepseek_v3", "gpt_oss"] {
+        tokens(family);
+    }
+}
+
+/// Tokens through the dense part of a fixture, two sequences at once.
+fn tokens(family: &str) {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = root.join("tests/fixtures/hf").join(family);
+    let config = ModelConfig::from_hf(&dir).unwrap();
+    let forward = Forward::load(&config, &Checkpoint::open(&dir).unwrap()).unwrap();
+    let mut caches = [0, 1].map(|_| KvCache::new(&config, 100, KvType::Bf16));
+    let mut work = Work::new(3).unwrap();
+    let mut routes = Routes::default();
+    let (mut x, mut y) = (vec![0.0; 2 * config.hidden], vec![0.0; 2 * config.hidden]);
+    let mut logits = Vec::new();
+    let mut token = |position| {
+        let rows = [0, 1].map(|sequence| Row { sequence, position });
+        forward.embed(&[7, 8], &mut x).unwrap();
+        for layer in 0..config.layers {
+            forward.attention(layer, &mut x, &rows, &mut caches, &mut y, &mut work).unwrap();
+            forward.route(layer, &y, &mut routes, &mut work).unwrap();
+            forward.shared(layer, &y, &mut x, &mut work).unwrap();
+            forward.guess(layer, &x, &mut routes, &mut work).unwrap();
+        }
+        forward.head(&x, &[0, 1], &mut logits, &mut work).unwrap();
+    };
+    (0..10).for_each(&mut token);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    (10..100).for_each(&mut token);
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{family}");
+}
+
+fn products() {
     let (hidden, width) = (256, 128);
     let mut work = Work::new(3).unwrap();
     let encodings = [Encoding::F32, Encoding::Bf16, Encoding::Int8, Encoding::Int4 { group: 64 }];
@@ -66,6 +106,6 @@ fn steady_products_allocate_nothing() {
     token(&mut work);
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     (0..20).for_each(|_| token(&mut work));
-    // The harness's own threads wait meanwhile; one test runs in this process.
+    // The harness's own threads wait meanwhile.
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0);
 }

@@ -7,6 +7,7 @@ pub mod config;
 pub mod dense;
 pub mod expert;
 pub mod family;
+pub mod forward;
 pub mod gate;
 pub mod hf;
 pub mod init;

@@ -180,6 +180,26 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Reads a tensor as it lies in its file; `out` must have its length.
+    ///
+    /// # Errors
+    /// Input for a missing tensor or another length; Io if the disk fails.
+    pub fn read_bytes(&self, name: &str, out: &mut [u8]) -> Result<()> {
+        let (path, info) = self.info(name)?;
+        let context = |e: Error| e.with("tensor", name).with("file", path.display());
+        if info.len != out.len() as u64 {
+            return Err(context(Error::input(format!(
+                "tensor has {} bytes where {} are needed",
+                info.len,
+                out.len()
+            ))));
+        }
+        self.files[self.tensors[name].0]
+            .1
+            .read_exact_at(out, info.offset)
+            .map_err(|e| context(Error::io("reading a tensor", e)))
+    }
+
     /// Reads a tensor of i64.
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
         let (path, info) = self.info(name)?;

@@ -12,11 +12,13 @@
 pub mod adamw;
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
+pub mod attend;
 pub mod dispatch;
 pub mod float;
 pub mod linear;
 pub mod parallel;
 pub mod reduce;
+pub mod rows;
 mod shared;
 pub mod split;
 pub mod swiglu;

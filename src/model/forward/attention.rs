@@ -1,0 +1,391 @@
+//! Attention of one layer over the caches of its rows' sequences.
+//!
+//! ```text
+//! y ─► q, k, v (bias, norm, clamp) ─► rotate ─► append k, v ─► attend ─► output ─(+)─► x
+//! ```
+//!
+//! Legend: T rows, H hidden, N query heads, G key/value heads, D head width.
+
+use super::cache::KvCache;
+use super::latent::Latents;
+use super::rotary::Angles;
+use super::rows::{Run, each_part, each_row};
+use super::tensors::Weights;
+use crate::base::Result;
+use crate::model::config::ModelConfig;
+use crate::model::family::{QkNorm, Slot};
+use crate::model::kernels::attend::{self, QUERIES, Query};
+use crate::model::kernels::linear::{OwnedMatrix, Pool, Work, linear};
+use crate::model::kernels::rows::{add, rms_norm_onto, rotate_halves, rotate_pairs};
+
+/// A matrix with the bias of its outputs.
+#[derive(Debug)]
+pub(super) struct Projection {
+    pub(super) matrix: OwnedMatrix,
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+impl Projection {
+    pub(super) fn load(
+        weights: &Weights<'_>,
+        layer: usize,
+        matrix: Slot,
+        bias: Slot,
+    ) -> Result<Self> {
+        let layer = Some(layer);
+        Ok(Self { matrix: weights.need(layer, matrix)?, bias: weights.floats(layer, bias)? })
+    }
+
+    /// out = W x + bias for every row, added to what is there where `onto`.
+    pub(super) fn apply(
+        &self,
+        x: &[f32],
+        out: &mut [f32],
+        onto: bool,
+        work: &mut Work,
+    ) -> Result<()> {
+        linear(&self.matrix.view(), x, out, onto, work)?;
+        if let Some(bias) = &self.bias {
+            out.chunks_mut(bias.len()).for_each(|out| add(out, bias));
+        }
+        Ok(())
+    }
+}
+
+/// Buffers of a call, kept from one to the next.
+#[derive(Default)]
+pub(super) struct Buffers {
+    pub(super) q: Vec<f32>,
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
+    pub(super) latent: Vec<f32>,
+    pub(super) queries: Vec<f32>,
+    pub(super) context: Vec<f32>,
+    pub(super) heads: Vec<f32>,
+    pub(super) passes: Passes,
+    pub(super) threads: Vec<Thread>,
+}
+
+/// What each thread keeps.
+pub(super) struct Thread {
+    attend: attend::Scratch,
+    pub(super) work: Work,
+    pub(super) x: Vec<f32>,
+    pub(super) out: Vec<f32>,
+    /// Rows that the buffers of latent attention have room for.
+    pub(super) rows: usize,
+}
+
+impl Buffers {
+    /// Bytes that it holds.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let Self { q, k, v, latent, queries, context, heads, passes, threads } = self;
+        let all = [q, k, v, latent, queries, context, heads, &passes.outs];
+        let thread = |t: &Thread| 4 * (t.x.capacity() + t.out.capacity()) + t.attend.bytes();
+        all.iter().map(|buffer| 4 * buffer.capacity()).sum::<usize>()
+            + passes.list.capacity() * size_of::<Pass>()
+            + threads.iter().map(thread).sum::<usize>()
+    }
+
+    pub(super) fn for_threads(&mut self, threads: usize) -> Result<()> {
+        while self.threads.len() < threads {
+            self.threads.push(Thread {
+                attend: attend::Scratch::default(),
+                work: Work::new(1)?,
+                x: Vec::new(),
+                out: Vec::new(),
+                rows: 0,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The first `len` elements of a buffer that grows, to just what is asked, and never shrinks.
+pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.reserve_exact(len - buffer.len());
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// One pass of the kernel: some queries of one key/value head.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    run: Run,
+    head: usize,
+    /// Queries of the run and head are counted row by row, in each the query heads of the group.
+    first: usize,
+    queries: usize,
+}
+
+/// The passes of a call, with [`QUERIES`] outputs `[value_dim]` for each.
+#[derive(Default)]
+pub(super) struct Passes {
+    list: Vec<Pass>,
+    outs: Vec<f32>,
+}
+
+/// Where the queries lie: a row's query of head n is at `row · row_stride + n · head_stride`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Queries<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) dim: usize,
+    pub(super) row_stride: usize,
+    pub(super) head_stride: usize,
+}
+
+/// What the scores of a layer obey.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) layer: usize,
+    heads: usize,
+    kv_heads: usize,
+    value_dim: usize,
+    window: Option<usize>,
+    sinks: Option<Vec<f32>>,
+}
+
+/// Attention of one layer.
+#[derive(Debug)]
+pub(super) struct Attention {
+    kind: Kind,
+    rules: Rules,
+    o: Projection,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Heads(Heads),
+    Latent(Latents),
+}
+
+/// Keys and values of heads.
+#[derive(Debug)]
+struct Heads {
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
+    norm: QkNorm,
+    eps: f32,
+    clip: Option<f32>,
+    interleaved: bool,
+    head_dim: usize,
+    /// Factor of the scores: 1 / sqrt(D).
+    scale: f32,
+}
+
+impl Attention {
+    pub(super) fn load(config: &ModelConfig, weights: &Weights<'_>, layer: usize) -> Result<Self> {
+        let at = Some(layer);
+        let kind = match &config.latent {
+            Some(latent) => Kind::Latent(Latents::load(config, latent, weights, layer)?),
+            None => Kind::Heads(Heads {
+                q: Projection::load(weights, layer, Slot::Q, Slot::QBias)?,
+                k: Projection::load(weights, layer, Slot::K, Slot::KBias)?,
+                v: Projection::load(weights, layer, Slot::V, Slot::VBias)?,
+                q_norm: weights.floats(at, Slot::QNorm)?,
+                k_norm: weights.floats(at, Slot::KNorm)?,
+                norm: config.qk_norm,
+                eps: config.norm_eps as f32,
+                clip: config.clip_qkv.map(|clip| clip as f32),
+                interleaved: config.rope_interleaved,
+                head_dim: config.head_dim,
+                scale: (config.head_dim as f32).sqrt().recip(),
+            }),
+        };
+        let rules = Rules {
+            layer,
+            heads: config.heads,
+            kv_heads: if config.latent.is_some() { 1 } else { config.kv_heads },
+            value_dim: config.latent.map_or(config.head_dim, |latent| latent.kv_rank),
+            window: config.window(layer),
+            sinks: weights.floats(at, Slot::Sinks)?,
+        };
+        let o = Projection::load(weights, layer, Slot::O, Slot::OBias)?;
+        Ok(Self { kind, rules, o })
+    }
+
+    /// Adds attention over `y_th`, the normed input, to `x_th`.
+    pub(super) fn apply(
+        &self,
+        y_th: &[f32],
+        x_th: &mut [f32],
+        call: &Call<'_>,
+        caches: &mut [KvCache],
+        buffers: &mut Buffers,
+        work: &mut Work,
+    ) -> Result<()> {
+        buffers.for_threads(work.threads())?;
+        match &self.kind {
+            Kind::Heads(heads) => heads.apply(&self.rules, y_th, call, caches, buffers, work)?,
+            Kind::Latent(latents) => {
+                latents.apply(&self.rules, y_th, call, caches, buffers, work)?;
+            }
+        }
+        let width = self.o.matrix.cols;
+        let context = &buffers.context[..call.rows * width];
+        self.o.apply(context, x_th, true, work)
+    }
+}
+
+/// The rows of a call and the angles of their positions.
+pub(super) struct Call<'a> {
+    pub(super) rows: usize,
+    pub(super) runs: &'a [Run],
+    pub(super) angles: &'a Angles,
+}
+
+impl Heads {
+    /// Leaves the heads' outputs `[T, N·D]` in `buffers.context`.
+    fn apply(
+        &self,
+        rules: &Rules,
+        y_th: &[f32],
+        call: &Call<'_>,
+        caches: &mut [KvCache],
+        buffers: &mut Buffers,
+        work: &mut Work,
+    ) -> Result<()> {
+        let t = call.rows;
+        let (q_width, kv_width) = (self.q.matrix.rows, self.k.matrix.rows);
+        let q = sized(&mut buffers.q, t * q_width);
+        let k = sized(&mut buffers.k, t * kv_width);
+        let v = sized(&mut buffers.v, t * kv_width);
+        self.q.apply(y_th, q, false, work)?;
+        self.k.apply(y_th, k, false, work)?;
+        self.v.apply(y_th, v, false, work)?;
+        let pool = work.pool();
+        each_row(pool, q, q_width, |row, q| {
+            self.turn(q, self.q_norm.as_deref(), call.angles.row(row));
+            q.iter_mut().for_each(|q| *q *= self.scale);
+        })?;
+        each_row(pool, k, kv_width, |row, k| {
+            self.turn(k, self.k_norm.as_deref(), call.angles.row(row));
+        })?;
+        if let Some(clip) = self.clip {
+            v.iter_mut().for_each(|v| *v = v.clamp(-clip, clip));
+        }
+        for run in call.runs {
+            let rows = run.first * kv_width..(run.first + run.rows) * kv_width;
+            let cache = &mut caches[run.sequence];
+            cache.append(rules.layer, run.position, &k[rows.clone()], &v[rows], pool)?;
+        }
+        let d = self.head_dim;
+        let queries = Queries { data: q, dim: d, row_stride: q_width, head_stride: d };
+        let passes = &mut buffers.passes;
+        rules.attend(queries, call.runs, caches, passes, &mut buffers.threads, pool)?;
+        let context = sized(&mut buffers.context, t * q_width);
+        passes.each(rules, |row, head, out| {
+            context[row * q_width + head * d..][..d].copy_from_slice(out);
+        });
+        Ok(())
+    }
+
+    /// Norm, clamp and rotation of one row's heads. OLMoE clamps after its norm.
+    fn turn(&self, x: &mut [f32], norm: Option<&[f32]>, (cos, sin): (&[f32], &[f32])) {
+        let d = self.head_dim;
+        match (self.norm, norm) {
+            (QkNorm::Full, Some(norm)) => rms_norm_onto(x, norm, self.eps),
+            (QkNorm::PerHead, Some(norm)) => {
+                x.chunks_mut(d).for_each(|head| rms_norm_onto(head, norm, self.eps));
+            }
+            _ => {}
+        }
+        if let Some(clip) = self.clip {
+            x.iter_mut().for_each(|x| *x = x.clamp(-clip, clip));
+        }
+        for head in x.chunks_mut(d) {
+            rotate(&mut head[..2 * cos.len()], cos, sin, self.interleaved);
+        }
+    }
+}
+
+pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], interleaved: bool) {
+    if interleaved { rotate_pairs(x, cos, sin) } else { rotate_halves(x, cos, sin) }
+}
+
+impl Rules {
+    /// Query heads of one key/value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Runs all queries of a call, on all threads.
+    pub(super) fn attend(
+        &self,
+        queries: Queries<'_>,
+        runs: &[Run],
+        caches: &[KvCache],
+        passes: &mut Passes,
+        threads: &mut [Thread],
+        pool: &mut Pool,
+    ) -> Result<()> {
+        let Passes { list, outs } = passes;
+        list.clear();
+        for run in runs {
+            let all = run.rows * self.group();
+            for head in 0..self.kv_heads {
+                list.extend((0..all).step_by(QUERIES).map(|first| Pass {
+                    run: *run,
+                    head,
+                    first,
+                    queries: QUERIES.min(all - first),
+                }));
+            }
+        }
+        let longest = caches.iter().map(KvCache::capacity).max().unwrap_or(0);
+        for thread in &mut *threads {
+            thread.attend.reserve(longest, queries.dim, self.value_dim);
+        }
+        let part = QUERIES * self.value_dim;
+        each_part(pool, threads, sized(outs, list.len() * part), part, |thread, task, out| {
+            let pass = &list[task];
+            let head = caches[pass.run.sequence].head(self.layer, pass.head)?;
+            let mut all = [Query::default(); QUERIES];
+            let all = &mut all[..pass.queries];
+            for (i, query) in all.iter_mut().enumerate() {
+                *query = self.query(queries, pass, i);
+            }
+            let out = &mut out[..pass.queries * self.value_dim];
+            attend::attend(&head, all, &mut thread.attend, out);
+            Ok(())
+        })
+    }
+
+    /// Query `i` of a pass, with the keys that its position and the window let it see.
+    fn query<'a>(&self, queries: Queries<'a>, pass: &Pass, i: usize) -> Query<'a> {
+        let (row, n) = pass.query(i, self.group());
+        let at = (pass.run.first + row) * queries.row_stride + n * queries.head_stride;
+        let end = pass.run.position + row + 1;
+        Query {
+            q: &queries.data[at..at + queries.dim],
+            start: end.saturating_sub(self.window.unwrap_or(end)),
+            end,
+            sink: self.sinks.as_ref().map(|sinks| sinks[n]),
+        }
+    }
+}
+
+impl Pass {
+    /// (row of the run, query head) of query `i`.
+    fn query(&self, i: usize, group: usize) -> (usize, usize) {
+        ((self.first + i) / group, self.head * group + (self.first + i) % group)
+    }
+}
+
+impl Passes {
+    /// Hands every output to `take(row, query head, output)`.
+    pub(super) fn each(&self, rules: &Rules, mut take: impl FnMut(usize, usize, &[f32])) {
+        for (pass, outs) in self.list.iter().zip(self.outs.chunks(QUERIES * rules.value_dim)) {
+            for (i, out) in outs.chunks(rules.value_dim).take(pass.queries).enumerate() {
+                let (row, n) = pass.query(i, rules.group());
+                take(pass.run.first + row, n, out);
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What the forward pass takes in memory, known before anything is loaded.
+
+use super::tensors::{Tensors, matrix_shape};
+use crate::base::Result;
+use crate::model::config::ModelConfig;
+use crate::model::family::{Slot, dense_tensors};
+use crate::model::kernels::attend::{QUERIES, TILE};
+
+/// Bytes that the dense weights take once loaded, from headers alone: what is encoded stays
+/// encoded; vectors, routers and gates become f32, and so does an up-projection of latents that
+/// cannot be divided between heads as it is.
+pub(super) fn resident_bytes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<u64> {
+    let mut total = 0;
+    for tensor in dense_tensors(config) {
+        let (rows, cols) = matrix_shape(&tensor.shape);
+        let encoding = tensors.encoding(&tensor.name, &tensor.shape)?;
+        let exact = match tensor.slot {
+            Slot::Router | Slot::SharedGate => true,
+            Slot::KvOut => !super::latent::divides(config, encoding),
+            _ => tensor.shape.len() == 1,
+        };
+        total += if exact {
+            4 * (rows * cols) as u64
+        } else {
+            (encoding.data_bytes(rows, cols)? + encoding.scale_bytes(rows, cols)) as u64
+        };
+    }
+    Ok(total)
+}
+
+/// Most bytes that the buffers of calls of at most `rows` rows come to, over caches of at most
+/// `positions`, on `threads` threads. The products' own scratch is apart.
+pub(super) fn buffer_bytes(
+    config: &ModelConfig,
+    rows: usize,
+    positions: usize,
+    threads: usize,
+) -> u64 {
+    let kv_heads = if config.latent.is_some() { 1 } else { config.kv_heads };
+    let group = config.heads / kv_heads;
+    // Rows of as many sequences need most passes: none shares one.
+    let passes = rows * kv_heads * group.div_ceil(QUERIES);
+    let (key, value) = match &config.latent {
+        Some(latent) => (latent.kv_rank + latent.rope, latent.kv_rank),
+        None => (config.head_dim, config.head_dim),
+    };
+    let projected = match &config.latent {
+        // Queries, latents, and queries and results in the latents' space.
+        Some(latent) => {
+            let heads = config.heads * (key + value + latent.value);
+            config.q_width() + latent.q_rank.unwrap_or(0) + key + heads
+        }
+        None => config.q_width() + 2 * config.kv_width(),
+    };
+    let angles = config.rope_dim();
+    let row = config.hidden + projected + config.value_width() + angles + 2 * config.experts + 1;
+    let own = match &config.latent {
+        Some(latent) => rows * (latent.nope.max(latent.kv_rank) + latent.value.max(latent.kv_rank)),
+        None => 0,
+    };
+    let thread = QUERIES * (positions.next_multiple_of(TILE) + key) + TILE * (key + value) + own;
+    let numbers = rows * row + passes * QUERIES * value + threads * thread;
+    // Runs, passes and positions are a few words each, in lists that grow by doubling.
+    (4 * numbers + 128 * (rows + passes)) as u64
+}

@@ -1,0 +1,423 @@
+//! Attention of a few queries over the cached keys and values of one head.
+//!
+//! Law 4: each query's numbers come from its own keys in their order, whichever queries share the
+//! pass: a score is a sum over elements in order, the softmax sums by the distance from the
+//! query's first key, and values are added key after key. So prefill at once, in chunks, and
+//! decoding give the same bits.
+//!
+//! Keys lie in tiles of [`TILE`]: `[tile][element][key]`, so that a load holds one element of
+//! many keys and scores need no sum across lanes. Values lie `[key][element]`. Latent attention
+//! keeps one copy: its values are the first elements of its keys.
+
+use super::dispatch::dispatched;
+use super::float::{exp, from_bf16};
+
+/// Keys of a tile.
+pub const TILE: usize = 16;
+/// Most queries of one pass; a stored tile is decoded once for all of them.
+pub const QUERIES: usize = 16;
+
+/// Cached numbers as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Stored<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [u16]),
+}
+
+impl<'a> Stored<'a> {
+    /// `len` numbers from `start` as f32, decoded into `buffer` where they are not.
+    #[inline(always)]
+    fn decode<'b>(self, start: usize, len: usize, buffer: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::F32(all) => &all[start..start + len],
+            Self::Bf16(all) => {
+                let out = sized(buffer, len);
+                for (out, bits) in out.iter_mut().zip(&all[start..start + len]) {
+                    *out = from_bf16(*bits);
+                }
+                out
+            }
+        }
+    }
+}
+
+/// One query, already scaled, and the keys `start..end` that it sees.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Query<'a> {
+    pub q: &'a [f32],
+    pub start: usize,
+    pub end: usize,
+    /// A logit that takes part in the softmax and has no value.
+    pub sink: Option<f32>,
+}
+
+/// The cache of one key/value head.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    pub keys: Stored<'a>,
+    /// None where values are the first `value_dim` elements of the keys.
+    pub values: Option<Stored<'a>>,
+    pub key_dim: usize,
+    pub value_dim: usize,
+}
+
+/// What a thread keeps between passes.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    scores: Vec<f32>,
+    packed: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Scratch {
+    /// Makes room for passes over caches of `keys` keys, so that neither a growing cache nor a
+    /// thread that comes late allocates.
+    pub fn reserve(&mut self, keys: usize, key_dim: usize, value_dim: usize) {
+        sized(&mut self.scores, QUERIES * keys.next_multiple_of(TILE));
+        sized(&mut self.packed, QUERIES * key_dim);
+        sized(&mut self.keys, TILE * key_dim);
+        sized(&mut self.values, TILE * value_dim);
+    }
+
+    /// Bytes that it holds.
+    #[cfg(test)]
+    pub(in crate::model) fn bytes(&self) -> usize {
+        let buffers = [&self.scores, &self.packed, &self.keys, &self.values];
+        buffers.iter().map(|buffer| 4 * buffer.capacity()).sum()
+    }
+}
+
+/// The first `len` elements of a buffer that grows and never shrinks.
+#[inline(always)]
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.reserve_exact(len - buffer.len());
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+dispatched! {
+    /// out[i] = Σ_j softmax(q_i · k_j) v_j over the keys of query i, at most [`QUERIES`] of them;
+    /// `out` is [queries, value_dim].
+    pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out: &mut [f32]) = attend_body;
+}
+
+/// Queries in groups of 4, 2 and 1: (first, how many).
+#[inline(always)]
+fn groups(queries: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let size = match queries - first {
+            0 => return None,
+            1 => 1,
+            2 | 3 => 2,
+            _ => 4,
+        };
+        first += size;
+        Some((first - size, size))
+    })
+}
+
+#[inline(always)]
+fn attend_body(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+    let (key_dim, value_dim) = (head.key_dim, head.value_dim);
+    let from = queries.iter().map(|q| q.start).min().unwrap_or(0) / TILE;
+    let to = queries.iter().map(|q| q.end).max().unwrap_or(0).div_ceil(TILE);
+    let (base, width) = (from * TILE, to.saturating_sub(from) * TILE);
+    let Scratch { scores, packed, keys, values } = scratch;
+    let scores = sized(scores, queries.len() * width);
+    let packed = sized(packed, queries.len() * key_dim);
+    for (first, size) in groups(queries.len()) {
+        for (r, query) in queries[first..first + size].iter().enumerate() {
+            let group = &mut packed[first * key_dim..(first + size) * key_dim];
+            for (d, q) in query.q.iter().enumerate() {
+                group[d * size + r] = *q;
+            }
+        }
+    }
+
+    for tile in from..to {
+        let keys = head.keys.decode(tile * TILE * key_dim, TILE * key_dim, keys);
+        let at = tile * TILE - base;
+        for (first, size) in groups(queries.len()) {
+            let q = &packed[first * key_dim..(first + size) * key_dim];
+            let out = &mut scores[first * width + at..];
+            match size {
+                4 => score::<4>(q, keys, out, width),
+                2 => score::<2>(q, keys, out, width),
+                _ => score::<1>(q, keys, out, width),
+            }
+        }
+    }
+
+    let mut inverse = [0.0f32; QUERIES];
+    for (i, (query, inverse)) in queries.iter().zip(&mut inverse).enumerate() {
+        let seen = i * width + query.start - base..i * width + query.end - base;
+        *inverse = 1.0 / exponentials(&mut scores[seen], query.sink);
+    }
+
+    out.fill(0.0);
+    for tile in from..to {
+        let rows = match head.values {
+            Some(values_of) => values_of.decode(tile * TILE * value_dim, TILE * value_dim, values),
+            None => {
+                let keys = head.keys.decode(tile * TILE * key_dim, TILE * value_dim, keys);
+                transpose(keys, sized(values, TILE * value_dim), value_dim)
+            }
+        };
+        let begin = tile * TILE;
+        for (first, size) in groups(queries.len()) {
+            let group = &queries[first..first + size];
+            let out = &mut out[first * value_dim..(first + size) * value_dim];
+            let whole = group.iter().all(|q| q.start <= begin && begin + TILE <= q.end);
+            let p = &scores[first * width + begin - base..];
+            match (whole, size) {
+                (true, 4) => weigh::<4>(p, width, rows, out),
+                (true, 2) => weigh::<2>(p, width, rows, out),
+                _ => {
+                    for (r, (query, out)) in group.iter().zip(out.chunks_mut(value_dim)).enumerate()
+                    {
+                        let (a, b) = (query.start.max(begin), query.end.min(begin + TILE));
+                        if a < b {
+                            let seen = r * width + a - begin..r * width + b - begin;
+                            let rows = &rows[(a - begin) * value_dim..(b - begin) * value_dim];
+                            weigh::<1>(&p[seen], width, rows, out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for (out, inverse) in out.chunks_mut(value_dim).zip(&inverse) {
+        out.iter_mut().for_each(|out| *out *= inverse);
+    }
+}
+
+/// Scores of R queries, `q` [element][R], over one tile of keys, to rows of `out` `stride` apart.
+#[inline(always)]
+fn score<const R: usize>(q: &[f32], keys: &[f32], out: &mut [f32], stride: usize) {
+    let mut sums = [[0.0f32; TILE]; R];
+    for (q, keys) in q.as_chunks::<R>().0.iter().zip(keys.as_chunks::<TILE>().0) {
+        for (sums, q) in sums.iter_mut().zip(q) {
+            for (sum, key) in sums.iter_mut().zip(keys) {
+                *sum += q * key;
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        out[r * stride..r * stride + TILE].copy_from_slice(sums);
+    }
+}
+
+/// Scores become exponentials of their distance from the largest; answers their sum.
+#[inline(always)]
+fn exponentials(scores: &mut [f32], sink: Option<f32>) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut most = [f32::NEG_INFINITY; TILE];
+    let (chunks, rest) = scores.as_chunks::<TILE>();
+    for chunk in chunks {
+        for (most, score) in most.iter_mut().zip(chunk) {
+            *most = larger(*most, *score);
+        }
+    }
+    let most =
+        rest.iter().chain(&most).fold(sink.unwrap_or(f32::NEG_INFINITY), |a, b| larger(a, *b));
+    let mut sums = [0.0f32; TILE];
+    let (chunks, rest) = scores.as_chunks_mut::<TILE>();
+    for chunk in chunks {
+        for (sum, score) in sums.iter_mut().zip(chunk) {
+            *score = exp(*score - most);
+            *sum += *score;
+        }
+    }
+    for (sum, score) in sums.iter_mut().zip(rest) {
+        *score = exp(*score - most);
+        *sum += *score;
+    }
+    sums.iter().sum::<f32>() + sink.map_or(0.0, |sink| exp(sink - most))
+}
+
+/// out[r] += Σ_j p[r][j] · rows[j], keys in order; rows of `p` lie `stride` apart.
+#[inline(always)]
+fn weigh<const R: usize>(p: &[f32], stride: usize, rows: &[f32], out: &mut [f32]) {
+    const LANES: usize = 16;
+    let dim = out.len() / R;
+    let whole = dim / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        let mut sums = [[0.0f32; LANES]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            sums.copy_from_slice(&out[r * dim + at..r * dim + at + LANES]);
+        }
+        for (j, row) in rows.chunks_exact(dim).enumerate() {
+            let value = &row[at..at + LANES];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let p = p[r * stride + j];
+                for (sum, value) in sums.iter_mut().zip(value) {
+                    *sum += p * value;
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            out[r * dim + at..r * dim + at + LANES].copy_from_slice(sums);
+        }
+    }
+    for (j, row) in rows.chunks_exact(dim).enumerate() {
+        for (r, out) in out.chunks_exact_mut(dim).enumerate() {
+            let p = p[r * stride + j];
+            for (out, value) in out[whole..].iter_mut().zip(&row[whole..]) {
+                *out += p * value;
+            }
+        }
+    }
+}
+
+/// A tile [element][key] as [key][element].
+#[inline(always)]
+fn transpose<'a>(tile: &[f32], out: &'a mut [f32], dim: usize) -> &'a [f32] {
+    for (d, keys) in tile.as_chunks::<TILE>().0.iter().enumerate() {
+        for (key, value) in keys.iter().enumerate() {
+            out[key * dim + d] = *value;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Cache {
+        keys: Vec<f32>,
+        values: Vec<f32>,
+        tiled: Vec<f32>,
+    }
+
+    fn noise(seed: u32, len: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut draw = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| draw()).collect()
+    }
+
+    fn cache(keys: usize, key_dim: usize, value_dim: usize) -> Cache {
+        let room = keys.next_multiple_of(TILE);
+        let plain = noise(1, room * key_dim);
+        let mut tiled = vec![0.0; room * key_dim];
+        for key in 0..room {
+            for d in 0..key_dim {
+                let at = (key / TILE * key_dim + d) * TILE + key % TILE;
+                tiled[at] = plain[key * key_dim + d];
+            }
+        }
+        Cache { keys: plain, values: noise(2, room * value_dim), tiled }
+    }
+
+    /// The definition, in f64.
+    fn plain(cache: &Cache, query: &Query<'_>, value_dim: usize) -> Vec<f64> {
+        let dim = query.q.len();
+        let score = |j: usize| -> f64 {
+            let key = &cache.keys[j * dim..(j + 1) * dim];
+            query.q.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+        };
+        let scores: Vec<f64> = (query.start..query.end).map(score).collect();
+        let sink = query.sink.map(f64::from);
+        let most = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().copied().chain(sink).map(|s| (s - most).exp()).sum();
+        let mut out = vec![0.0; value_dim];
+        for (j, score) in (query.start..query.end).zip(scores) {
+            for (out, v) in out.iter_mut().zip(&cache.values[j * value_dim..]) {
+                *out += (score - most).exp() / total * f64::from(*v);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn queries_together_and_alone_agree_and_match_the_definition() {
+        for (key_dim, value_dim, keys) in [(24, 16, 40), (128, 128, 77), (40, 36, 16), (8, 8, 1)] {
+            let cache = cache(keys, key_dim, value_dim);
+            let head = Head {
+                keys: Stored::F32(&cache.tiled),
+                values: Some(Stored::F32(&cache.values)),
+                key_dim,
+                value_dim,
+            };
+            let q = noise(3, 13 * key_dim);
+            let queries: Vec<Query<'_>> = (0..13)
+                .map(|i| Query {
+                    q: &q[i * key_dim..(i + 1) * key_dim],
+                    start: if i % 3 == 0 { keys.saturating_sub(20 + i) } else { 0 },
+                    end: keys - (12 - i).min(keys - 1),
+                    sink: (i % 4 == 1).then_some(0.3),
+                })
+                .filter(|q| q.start < q.end)
+                .collect();
+            let mut scratch = Scratch::default();
+            let mut together = vec![f32::NAN; queries.len() * value_dim];
+            attend(&head, &queries, &mut scratch, &mut together);
+            for (query, together) in queries.iter().zip(together.chunks(value_dim)) {
+                let mut alone = vec![f32::NAN; value_dim];
+                attend(&head, std::slice::from_ref(query), &mut scratch, &mut alone);
+                assert_eq!(alone, together);
+                for (out, want) in alone.iter().zip(plain(&cache, query, value_dim)) {
+                    assert!((f64::from(*out) - want).abs() < 2e-5, "{out} {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_inside_the_keys_are_found() {
+        let (key_dim, value_dim, keys) = (40, 32, 37);
+        let mut cache = cache(keys, key_dim, value_dim);
+        let rows = cache.values.chunks_mut(value_dim).zip(cache.keys.chunks(key_dim));
+        rows.for_each(|(value, key)| value.copy_from_slice(&key[..value_dim]));
+        let apart = Head {
+            keys: Stored::F32(&cache.tiled),
+            values: Some(Stored::F32(&cache.values)),
+            key_dim,
+            value_dim,
+        };
+        let within = Head { values: None, ..apart };
+        let q = noise(3, key_dim);
+        let query = [Query { q: &q, start: 0, end: keys, sink: None }];
+        let mut scratch = Scratch::default();
+        let (mut a, mut b) = (vec![0.0; value_dim], vec![0.0; value_dim]);
+        attend(&apart, &query, &mut scratch, &mut a);
+        attend(&within, &query, &mut scratch, &mut b);
+        assert_eq!(a, b);
+    }
+
+    #[test]
+    fn bf16_is_read_as_the_numbers_it_stands_for() {
+        use crate::model::kernels::float::to_bf16;
+        let (dim, keys) = (32, 50);
+        let mut cache = cache(keys, dim, dim);
+        let bits = |values: &[f32]| values.iter().map(|v| to_bf16(*v)).collect::<Vec<u16>>();
+        let (k, v) = (bits(&cache.tiled), bits(&cache.values));
+        let round =
+            |values: &mut [f32]| values.iter_mut().for_each(|v| *v = from_bf16(to_bf16(*v)));
+        round(&mut cache.tiled);
+        round(&mut cache.values);
+        let q = noise(3, dim);
+        let query = [Query { q: &q, start: 3, end: keys, sink: None }];
+        let mut outs = Vec::new();
+        for (keys, values) in [
+            (Stored::F32(&cache.tiled), Stored::F32(&cache.values)),
+            (Stored::Bf16(&k), Stored::Bf16(&v)),
+        ] {
+            let head = Head { keys, values: Some(values), key_dim: dim, value_dim: dim };
+            let mut out = vec![0.0; dim];
+            attend(&head, &query, &mut Scratch::default(), &mut out);
+            outs.push(out);
+        }
+        assert_eq!(outs[0], outs[1]);
+    }
+}

@@ -1,0 +1,122 @@
+//! Loops over one row of activations: norms, rotations, biases.
+//!
+//! Law 4: sums run in a fixed number of lanes, whatever the instruction set.
+
+use super::dispatch::dispatched;
+
+/// Accumulators of a sum: part of the definition of the result.
+const LANES: usize = 16;
+
+dispatched! {
+    /// out = weight · x / sqrt(mean(x²) + eps) (Zhang and Sennrich 2019).
+    pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_body;
+}
+
+dispatched! {
+    /// [`rms_norm`] of `x` onto itself.
+    pub fn rms_norm_onto(x: &mut [f32], weight: &[f32], eps: f32) = rms_norm_onto_body;
+}
+
+dispatched! {
+    /// Turns elements i and i + D/2 of `x` [D] by the angle whose cosine and sine are at i.
+    pub fn rotate_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_halves_body;
+}
+
+dispatched! {
+    /// Turns elements 2i and 2i + 1 of `x` [D].
+    pub fn rotate_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_pairs_body;
+}
+
+dispatched! {
+    /// x += y.
+    pub fn add(x: &mut [f32], y: &[f32]) = add_body;
+}
+
+#[inline(always)]
+fn inverse_norm(x: &[f32], eps: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += x * x;
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += x * x;
+    }
+    1.0 / (lanes.iter().sum::<f32>() / x.len() as f32 + eps).sqrt()
+}
+
+#[inline(always)]
+fn rms_norm_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = inverse_norm(x, eps);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = weight * (x * scale);
+    }
+}
+
+#[inline(always)]
+fn rms_norm_onto_body(x: &mut [f32], weight: &[f32], eps: f32) {
+    let scale = inverse_norm(x, eps);
+    for (x, weight) in x.iter_mut().zip(weight) {
+        *x = weight * (*x * scale);
+    }
+}
+
+#[inline(always)]
+fn rotate_halves_body(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = x.split_at_mut(cos.len());
+    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}
+
+#[inline(always)]
+fn rotate_pairs_body(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    for ([a, b], (cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(cos.iter().zip(sin)) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}
+
+#[inline(always)]
+fn add_body(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_have_unit_mean_square() {
+        let x: Vec<f32> = (0..37).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+        let weight = vec![2.0; 37];
+        let mut out = vec![0.0; 37];
+        rms_norm(&x, &weight, 0.0, &mut out);
+        let mean = out.iter().map(|v| v * v).sum::<f32>() / 37.0;
+        assert!((mean - 4.0).abs() < 1e-5, "{mean}");
+        let mut onto = x;
+        rms_norm_onto(&mut onto, &weight, 0.0);
+        assert_eq!(onto, out);
+    }
+
+    #[test]
+    fn both_rotations_turn_the_same_angles() {
+        let angles: Vec<f32> = (0..20).map(|i| i as f32 * 0.3).collect();
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        let mut halves: Vec<f32> = (0..40).map(|i| i as f32 - 7.0).collect();
+        let mut pairs: Vec<f32> = (0..40).map(|i| halves[i / 2 + (i % 2) * 20]).collect();
+        rotate_halves(&mut halves, &cos, &sin);
+        rotate_pairs(&mut pairs, &cos, &sin);
+        for i in 0..20 {
+            assert_eq!((pairs[2 * i], pairs[2 * i + 1]), (halves[i], halves[i + 20]));
+        }
+        // A quarter turn takes (1, 0) to (0, 1).
+        let mut x = [1.0, 0.0];
+        rotate_halves(&mut x, &[0.0], &[1.0]);
+        assert_eq!(x, [0.0, 1.0]);
+    }
+}
