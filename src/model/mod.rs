@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod autograd;
+pub mod checkpoint;
 pub mod compute;
 pub mod config;
 pub mod dense;
@@ -9,6 +10,7 @@ pub mod expert;
 pub mod family;
 pub mod forward;
 pub mod gate;
+pub mod gguf;
 pub mod hf;
 pub mod init;
 pub mod kernels;

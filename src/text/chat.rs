@@ -41,6 +41,14 @@ impl ChatTemplate {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io(format!("reading {}", file.display()), e)),
         }
+        Self::of_tokenizer(tokenizer, now)
+    }
+
+    /// The template of a tokenizer's own configuration; `None` when it has none.
+    ///
+    /// # Errors
+    /// When the template is no Jinja.
+    pub fn of_tokenizer(tokenizer: &Tokenizer, now: SystemTime) -> Result<Option<Self>> {
         let Some(source) = tokenizer.config().get("chat_template").and_then(template_text) else {
             return Ok(None);
         };

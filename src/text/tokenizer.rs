@@ -4,7 +4,7 @@
 //! transformers load, and that encodes to the same ids. Encoding and training use no randomness
 //! and no threads of their own, so that equal text gives equal ids.
 
-use crate::base::file::write_whole;
+use crate::base::file::{read_json, write_whole};
 use crate::base::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -110,44 +110,71 @@ impl Tokenizer {
                 file.display()
             )));
         }
-        let bytes = std::fs::read(&file)
+        let json = std::fs::read_to_string(&file)
             .map_err(|e| Error::io(format!("reading {}", file.display()), e))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
+        let dir = file.parent().unwrap_or(Path::new(".")).to_owned();
+        let config = read_json(&dir.join("tokenizer_config.json"))?;
+        let mut tokenizer = Self::from_json(&json, config).map_err(|e| {
             Error::input(format!("{} is not a tokenizer", file.display())).from_source(e)
         })?;
+        for name in ["generation_config.json", "config.json"] {
+            if tokenizer.bos.is_some() && tokenizer.eos.is_some() {
+                break;
+            }
+            if let Some(other) = read_json(&dir.join(name))? {
+                tokenizer.fill_in(&other);
+            }
+        }
+        Ok(tokenizer)
+    }
+
+    /// A tokenizer from the text of a `tokenizer.json` and the value of its
+    /// `tokenizer_config.json`, which names the special tokens.
+    ///
+    /// # Errors
+    /// Input when the text is no tokenizer.
+    pub fn from_json(json: &str, config: Option<Value>) -> Result<Self> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json.as_bytes())
+            .map_err(|e| Error::input("malformed tokenizer.json").from_source(e))?;
         // Sequences are packed here; the file's own cutting and padding would get in the way.
         inner
             .with_truncation(None)
             .map_err(|e| Error::bug("clearing the truncation").from_source(e))?;
         inner.with_padding(None);
-        let dir = file.parent().unwrap_or(Path::new(".")).to_owned();
-        let config = read_json(&dir.join("tokenizer_config.json"))?;
         let from_config = |name: &str| config.as_ref().and_then(|c| special_text(c.get(name)?));
-        let mut bos_text = from_config("bos_token");
-        let mut eos_text = from_config("eos_token");
+        let bos_text = from_config("bos_token");
+        let eos_text = from_config("eos_token");
         let pad_text = from_config("pad_token");
         let id = |text: &Option<String>| text.as_deref().and_then(|t| inner.token_to_id(t));
-        let (mut bos, mut eos, pad) = (id(&bos_text), id(&eos_text), id(&pad_text));
-        for name in ["generation_config.json", "config.json"] {
-            if bos.is_some() && eos.is_some() {
-                break;
-            }
-            let Some(other) = read_json(&dir.join(name))? else { continue };
-            bos = bos.or_else(|| special_id(other.get("bos_token_id")));
-            eos = eos.or_else(|| special_id(other.get("eos_token_id")));
-        }
-        bos_text = bos_text.or_else(|| bos.and_then(|id| inner.id_to_token(id)));
-        eos_text = eos_text.or_else(|| eos.and_then(|id| inner.id_to_token(id)));
-        let add_bos = match config.as_ref().and_then(|c| c.get("add_bos_token")) {
-            Some(flag) => flag.as_bool().unwrap_or(false),
-            None => inner
-                .encode("", true)
-                .is_ok_and(|e| bos.is_some() && e.get_ids().first().copied() == bos),
-        };
+        let (bos, eos, pad) = (id(&bos_text), id(&eos_text), id(&pad_text));
         let bytes = config.as_ref().is_some_and(|c| c.get("semoe_bytes") == Some(&json!(true)))
             && is_bytes(&inner);
         let config = config.unwrap_or_else(|| json!({}));
-        Ok(Self { inner, bytes, bos, eos, pad, add_bos, bos_text, eos_text, config })
+        let mut tokenizer =
+            Self { inner, bytes, bos, eos, pad, add_bos: false, bos_text, eos_text, config };
+        tokenizer.find_add_bos();
+        Ok(tokenizer)
+    }
+
+    /// Takes bos and eos from another file of the model where the tokenizer's own has none.
+    fn fill_in(&mut self, other: &Value) {
+        self.bos = self.bos.or_else(|| special_id(other.get("bos_token_id")));
+        self.eos = self.eos.or_else(|| special_id(other.get("eos_token_id")));
+        let text = |id: Option<u32>| id.and_then(|id| self.inner.id_to_token(id));
+        let (bos_text, eos_text) = (text(self.bos), text(self.eos));
+        self.bos_text = self.bos_text.take().or(bos_text);
+        self.eos_text = self.eos_text.take().or(eos_text);
+        self.find_add_bos();
+    }
+
+    fn find_add_bos(&mut self) {
+        self.add_bos = match self.config.get("add_bos_token") {
+            Some(flag) => flag.as_bool().unwrap_or(false),
+            None => self
+                .inner
+                .encode("", true)
+                .is_ok_and(|e| self.bos.is_some() && e.get_ids().first().copied() == self.bos),
+        };
     }
 
     fn byte_level(model: BPE, trained: bool) -> Result<Self> {
@@ -339,17 +366,6 @@ fn is_bytes(inner: &tokenizers::Tokenizer) -> bool {
             .iter()
             .enumerate()
             .all(|(id, c)| inner.token_to_id(&c.to_string()) == Some(id as u32))
-}
-
-fn read_json(path: &Path) -> Result<Option<Value>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(format!("reading {}", path.display()), e)),
-    };
-    serde_json::from_str(&text)
-        .map(Some)
-        .map_err(|e| Error::input(format!("{} is not JSON", path.display())).from_source(e))
 }
 
 /// A special token is written as its text or as `{"content": text, ...}`.

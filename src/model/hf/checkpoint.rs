@@ -102,6 +102,16 @@ impl Checkpoint {
         &self.dir
     }
 
+    /// The files that hold tensors.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Every tensor with the index of its file, in no order.
+    pub fn tensors(&self) -> impl Iterator<Item = (usize, &TensorInfo)> {
+        self.tensors.values().map(|(file, info)| (*file, info))
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.tensors.keys().map(String::as_str).collect();

@@ -13,10 +13,12 @@ pub mod expert;
 pub mod header;
 mod keys;
 mod rope;
+mod shards;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use header::{Dtype, TensorInfo};
+pub use shards::{ShardTensor, Shards, write_json};
 pub use writer::{Writer, WriterTensor};
