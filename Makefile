@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test verify fmt-check clippy check-tests doc audit fix bench bench-peers soak
+.PHONY: help bootstrap demo test verify fmt-check clippy check-tests doc audit fix bench bench-peers soak fuzz
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -50,3 +50,6 @@ bench-peers: bootstrap ## Compare with transformers and DeepSpeed; writes docs/b
 
 soak: bootstrap ## The long form of the crash tests: 200 kills
 	SEMOE_KILLS=200 cargo test --locked --release --test resume_after_kill -- --nocapture
+
+fuzz: bootstrap ## Change file headers at random, 60 s for each parser
+	SEMOE_FUZZ_SECONDS=60 cargo test --locked --test hostile_headers -- --nocapture --test-threads 1

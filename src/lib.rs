@@ -7,7 +7,7 @@
 //! text                          tokenizers and chat templates
 //! storage  model  comm  graph   where bytes live, maths on tensors, collectives, what runs after what
 //! actors                        run the graph: one actor per job, plus scheduler and supervisor
-//! train  trace                  the training planner wired to actors; timelines
+//! train  infer  trace           training and inference, wired to actors; timelines
 //! config cli                    the TOML file, the commands
 //! ```
 
@@ -21,6 +21,7 @@ pub mod cli;
 pub mod comm;
 pub mod config;
 pub mod graph;
+pub mod infer;
 pub mod model;
 pub mod storage;
 pub mod text;

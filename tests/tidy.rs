@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// `storage`, `model`, `comm` and `graph` never import one another. `config` is plain data over
 /// `base`, and only those who carry out a run read it. `trace` holds what was recorded of the
 /// graph, so that actors can record into it.
-const MAY_IMPORT: [(&str, &[&str]); 11] = [
+const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("base", &[]),
     ("text", &["base"]),
     ("storage", &["base"]),
@@ -19,11 +19,12 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("trace", &["base", "graph"]),
     ("actors", &["base", "storage", "model", "comm", "graph", "trace", "config"]),
     ("train", &["base", "text", "storage", "model", "comm", "graph", "trace", "config", "actors"]),
+    ("infer", &["base", "text", "storage", "model", "comm", "graph", "trace", "config", "actors"]),
     (
         "cli",
         &[
             "base", "text", "storage", "model", "comm", "graph", "trace", "config", "actors",
-            "train",
+            "train", "infer",
         ],
     ),
 ];

@@ -5,6 +5,7 @@
 
 mod cache;
 mod config;
+mod import;
 mod output;
 mod plan;
 mod run;
@@ -31,7 +32,9 @@ enum Command {
     Train(train::TrainArgs),
     /// The loss of a run on its held-out text.
     Eval(run::EvalArgs),
-    /// Write a run as a Hugging Face folder.
+    /// Repack a checkpoint: each expert one aligned block, quantised where asked.
+    Import(import::ImportArgs),
+    /// Write a run, or an imported store, as a Hugging Face folder.
     Export(run::ExportArgs),
     /// Let a run continue a text.
     Sample(run::SampleArgs),
@@ -56,6 +59,7 @@ impl Cli {
         match self.command {
             Command::Train(args) => args.run(),
             Command::Eval(args) => args.run(),
+            Command::Import(args) => args.run(),
             Command::Export(args) => args.run(),
             Command::Sample(args) => args.run(),
             Command::Plan(args) => args.run(),

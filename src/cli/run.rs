@@ -3,6 +3,7 @@
 use super::output;
 use crate::base::units::Bytes;
 use crate::base::{Error, Result};
+use crate::model::checkpoint::{self, Source, store};
 use crate::model::config::Precision;
 use crate::train::opened::{OpenedRun, Sampling};
 use clap::{Args, ValueEnum};
@@ -72,9 +73,10 @@ pub struct ExportArgs {
     /// The folder to write [default: RUN/export].
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
-    /// Type of the written weights.
-    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
-    dtype: Dtype,
+    /// Type of a run's weights [default: bf16]. Of a store, weights in an encoding that Hugging Face
+    /// has stay as they are, and others become bf16.
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
     /// Largest size of one file.
     #[arg(long, default_value = "4GiB", value_name = "SIZE")]
     shard: String,
@@ -87,12 +89,30 @@ impl ExportArgs {
     /// As [`OpenedRun::export`].
     pub fn run(self) -> Result<()> {
         let shard: Bytes = self.shard.parse().map_err(Error::config)?;
+        if self.run.run.is_file() || self.run.run.join(store::INDEX).exists() {
+            return self.run_on_checkpoint(shard);
+        }
         let dtype = match self.dtype {
-            Dtype::Bf16 => Precision::Bf16,
-            Dtype::F32 => Precision::F32,
+            None | Some(Dtype::Bf16) => Precision::Bf16,
+            Some(Dtype::F32) => Precision::F32,
         };
         let bar = bar("experts");
         let to = self.run.open()?.export(self.to, dtype, shard.0, |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
+        bar.finish_and_clear();
+        output::print(&format!("exported to {}\n", to.display()))
+    }
+
+    /// Exports an imported store or a GGUF file.
+    fn run_on_checkpoint(self, shard: Bytes) -> Result<()> {
+        if self.dtype.is_some() || !self.run.sets.is_empty() {
+            return Err(Error::config("--dtype and --set belong to the export of a run"));
+        }
+        let to = self.to.ok_or_else(|| Error::config("--to is missing: where to export it"))?;
+        let bar = bar("tensors and experts");
+        checkpoint::export(&Source::open(&self.run.run)?, &to, shard.0, |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         })?;

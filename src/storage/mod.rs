@@ -1,6 +1,7 @@
 //! Where bytes live: blocks in data files on SSD, slots in memory, and what moves between.
 
 pub mod arena;
+pub mod catalog;
 pub mod check;
 pub mod commit;
 pub mod disk;

@@ -1,0 +1,96 @@
+//! An index of files that somebody else wrote: block → file, offset, length, type, shape.
+//!
+//! Law: a catalogue is read whole or not at all; it goes with a text (who the files were), and
+//! whoever opens it decides by that text whether it still holds.
+
+use super::index::SledIndex;
+use crate::base::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Where one block lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its place in the list of files that the catalogue's text holds.
+    pub file: usize,
+    pub offset: u64,
+    pub len: u64,
+    pub dtype: String,
+    pub shape: Vec<u64>,
+}
+
+/// Blocks by their keys.
+pub type Blocks = Vec<(String, Record)>;
+
+/// Written last, so that a catalogue that was cut off has none.
+const TEXT: &[u8] = b"text";
+const BLOCK: &[u8] = b"block/";
+const CACHE: u64 = 8 << 20;
+
+/// Reads the catalogue in `dir`: its text, and its blocks in the order of their keys; None when
+/// none was finished there.
+///
+/// # Errors
+/// Corrupt when it is damaged, Io.
+pub fn read(dir: &Path) -> Result<Option<(String, Blocks)>> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let index = SledIndex::open(dir, CACHE)?;
+    let bad = || Error::corrupt("the checkpoint's index is damaged").with("path", dir.display());
+    let Some(text) = index.get(TEXT)? else { return Ok(None) };
+    let text = String::from_utf8(text).map_err(|_| bad())?;
+    let mut blocks = Vec::new();
+    for (key, value) in index.scan()? {
+        let Some(key) = key.strip_prefix(BLOCK) else { continue };
+        let key = std::str::from_utf8(key).map_err(|_| bad())?.to_owned();
+        blocks.push((key, serde_json::from_slice(&value).map_err(|_| bad())?));
+    }
+    Ok(Some((text, blocks)))
+}
+
+/// Replaces the catalogue in `dir`.
+///
+/// # Errors
+/// Io.
+pub fn write(
+    dir: &Path,
+    text: &str,
+    blocks: impl IntoIterator<Item = (String, Record)>,
+) -> Result<()> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir)
+            .map_err(|e| Error::io(format!("removing {}", dir.display()), e))?;
+    }
+    std::fs::create_dir_all(dir)
+        .map_err(|e| Error::io(format!("making the folder {}", dir.display()), e))?;
+    let index = SledIndex::open(dir, CACHE)?;
+    for (key, record) in blocks {
+        let value = serde_json::to_vec(&record)
+            .map_err(|e| Error::bug("a record has no JSON form").from_source(e))?;
+        index.insert(&[BLOCK, key.as_bytes()].concat(), &value)?;
+    }
+    index.flush()?;
+    index.insert(TEXT, text.as_bytes())?;
+    index.flush()?;
+    index.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_catalogue_is_read_back_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("index");
+        assert!(read(&dir).unwrap().is_none());
+        let record =
+            Record { file: 1, offset: 7, len: 12, dtype: "BF16".into(), shape: vec![2, 3] };
+        for text in ["one", "two"] {
+            let blocks = ["a", "b"].map(|key| (format!("{key}{text}"), record.clone()));
+            write(&dir, text, blocks.clone()).unwrap();
+            assert_eq!(read(&dir).unwrap(), Some((text.to_owned(), blocks.to_vec())));
+        }
+    }
+}
