@@ -76,8 +76,7 @@ pub struct AccessTrace {
 
 /// What the prefetcher is made of.
 pub struct Parts {
-    // Dropped first: it answers what is under way, in slots that must still be mapped.
-    pub io: IoService,
+    pub io: IoService, // Dropped first: it answers what is under way, in slots still mapped.
     pub hierarchy: Hierarchy,
     pub arena: Arc<Arena>,
     pub store: Arc<Store>,
