@@ -1,6 +1,7 @@
 // See torch_ext.h for the contract.
 #include "torch_ext.h"
 
+#include <omp.h>
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -55,6 +56,11 @@ int semoe_parallel_for(int64_t n, int64_t grain, void (*body)(void *, int64_t, i
 }
 
 int semoe_set_threads(int n) {
-  return guarded([&] { at::set_num_threads(n); });
+  return guarded([&] {
+    // Of this thread alone. at::set_num_threads also sets MKL's count for the whole process, so a
+    // thread that wants one would take the others' from them in the middle of a run (law 4).
+    at::get_num_threads();  // libtorch's own first setting of this thread comes before ours
+    omp_set_num_threads(n);
+  });
 }
 }
