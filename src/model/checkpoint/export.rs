@@ -269,7 +269,7 @@ fn dtype_of(encoding: Encoding) -> Dtype {
 fn recoded(matrix: &Matrix<'_>, to: Encoding) -> Result<(Vec<u8>, Vec<u8>)> {
     let mut data = vec![0; to.data_bytes(matrix.rows, matrix.cols)?];
     let mut scales = vec![0; to.scale_bytes(matrix.rows, matrix.cols)];
-    recode(matrix, to, &mut data, &mut scales)?;
+    recode(matrix, to, false, &mut data, &mut scales)?;
     Ok((data, scales))
 }
 

@@ -273,7 +273,7 @@ impl<F: FnMut(u64, u64)> Import<'_, F> {
         self.source.each_slice(&job.tensor.name, &job.tensor.shape, |slice| {
             let mut data = vec![0; slice.rows * row_bytes];
             let mut scales = vec![0; job.encoding.scale_bytes(slice.rows, cols)];
-            deviation.add(recode(slice, job.encoding, &mut data, &mut scales)?);
+            deviation.add(recode(slice, job.encoding, false, &mut data, &mut scales)?);
             crc = crc32c::crc32c_append(crc, &data);
             self.write(job.data, at, &data)?;
             at += data.len() as u64;
@@ -297,7 +297,8 @@ impl<F: FnMut(u64, u64)> Import<'_, F> {
             let projection = old.view(&pieces)?;
             let mut data = vec![0; new.data.len];
             let mut scales = vec![0; new.scales.map_or(0, |span| span.len)];
-            deviation.add(recode(&projection.matrix, new.encoding, &mut data, &mut scales)?);
+            let (encoding, turned) = (new.encoding, new.transposed);
+            deviation.add(recode(&projection.matrix, encoding, turned, &mut data, &mut scales)?);
             block[new.data.range()].copy_from_slice(&data);
             if let Some(span) = new.scales {
                 block[span.range()].copy_from_slice(&scales);

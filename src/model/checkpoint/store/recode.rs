@@ -1,6 +1,6 @@
 //! A matrix in another encoding, with the error that it brings.
 
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::model::kernels::linear::{Encoding, Matrix, Rounding, decode_row, encode_row};
 use serde::{Deserialize, Serialize};
 
@@ -25,21 +25,26 @@ impl Deviation {
     }
 }
 
-/// Writes `from` in the encoding `to`: bytes for bytes where it has it already.
+/// Writes `from` in the encoding `to`, `transposed` or not: bytes for bytes where it is so already.
 ///
 /// # Errors
-/// Input when a row cannot be encoded so, or holds what the encoding has no number for.
+/// Input when a row cannot be encoded so, or holds what the encoding has no number for; Bug for a
+/// matrix that would have to be transposed for it.
 pub fn recode(
     from: &Matrix<'_>,
     to: Encoding,
+    transposed: bool,
     data: &mut [u8],
     scales: &mut [u8],
 ) -> Result<Deviation> {
-    Matrix { encoding: to, transposed: false, data, scales, ..*from }.check()?;
-    if from.encoding == to && !from.transposed {
+    Matrix { encoding: to, transposed, data, scales, ..*from }.check()?;
+    if from.encoding == to && from.transposed == transposed {
         data.copy_from_slice(from.data);
         scales.copy_from_slice(from.scales);
         return Ok(Deviation::default());
+    }
+    if transposed {
+        return Err(Error::bug("a matrix is recoded row by row, which a transposed one has not"));
     }
     let mut values = vec![0f32; from.cols];
     let (row_bytes, scale_bytes) = (to.row_bytes(from.cols)?, to.scale_bytes(1, from.cols));
