@@ -170,6 +170,7 @@ impl Work {
             | Self::Totals
             | Self::DenseGrad { .. }
             | Self::Norm
+            | Self::Advance { .. }
             | Self::Snapshot => Some(Job::Dense),
             Self::Expert { .. } | Self::ExpertGrad { .. } => Some(Job::Expert),
             Self::Update { .. }

@@ -54,3 +54,23 @@ where
         alarm.tell(RankEvent::Ended(Some(error)));
     }
 }
+
+/// Sends to an actor that only some ranks have. A planner that plans work for one that is missing
+/// is a bug.
+pub fn send_to<A, M>(to: Option<&Addr<A>>, message: M, alarm: &Alarm)
+where
+    A: Actor + Handler<M>,
+    A::Context: ToEnvelope<A, M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    match to {
+        Some(to) => send(to, message, alarm),
+        None => {
+            let error = Error::bug("a rank has no such actor")
+                .with("actor", std::any::type_name::<A>())
+                .with("message", std::any::type_name::<M>());
+            alarm.tell(RankEvent::Ended(Some(error)));
+        }
+    }
+}

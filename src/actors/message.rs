@@ -49,6 +49,19 @@ impl NodeDone {
     }
 }
 
+/// A node that still runs made something known: from its worker to the scheduler.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct News {
+    pub task: Task,
+    pub fact: Fact,
+}
+
+/// Moves of the shared hierarchy wait for the prefetcher.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Nudge;
+
 /// Blocks for a node: from the scheduler to the prefetcher.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -106,6 +119,8 @@ pub enum Directive {
     CatchUp,
     /// Commit the state after the last step; optionally keep it as a named checkpoint.
     Commit { keep: Option<String> },
+    /// Ask the script again: it may have an answer now.
+    Wake,
     /// End the rank once everything under way is done.
     Finish,
 }

@@ -17,6 +17,8 @@
 //! because the lanes' credits bound what can be outstanding. Tensors are moved between threads
 //! and never shared.
 
+pub mod backing;
+pub mod cache;
 pub mod committing;
 pub mod communicator;
 pub mod compute;

@@ -34,15 +34,19 @@ pub fn states(rank: &Rank, patience: Duration) -> Result<Vec<State>> {
     let states = async {
         let mut states = vec![
             ask("scheduler", &rank.scheduler, patience).await,
-            ask("source", &crew.source, patience).await,
             ask("dense", &crew.dense, patience).await,
             ask("gate", &crew.gate, patience).await,
             ask("expert", &crew.expert, patience).await,
-            ask("optimizer", &crew.optimizer, patience).await,
             ask("prefetcher", &crew.prefetcher, patience).await,
             ask("sink", &crew.sink, patience).await,
             ask("supervisor", &crew.supervisor, patience).await,
         ];
+        if let Some(source) = &crew.source {
+            states.push(ask("source", source, patience).await);
+        }
+        if let Some(optimizer) = &crew.optimizer {
+            states.push(ask("optimizer", optimizer, patience).await);
+        }
         if let Some(communicator) = &crew.communicator {
             states.push(ask("communicator", communicator, patience).await);
         }

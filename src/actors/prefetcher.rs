@@ -4,22 +4,24 @@
 //! Law: a slot is never reused before what it holds is on SSD, and a block that was read is
 //! granted only after its checksum was compared.
 
-use super::committing::Committing;
-use super::link::{Alarm, RankEvent, send};
-use super::message::{Acquire, CommitRun, Failure, Foresee, Granted, NodeDone, Release};
+use super::backing::{Backing, Reads};
+use super::cache::Cache;
+use super::committing::{CommitThread, Committing};
+use super::link::{Alarm, send};
+use super::message::{Acquire, Failure, Foresee, Granted, Nudge, Release};
 use super::meter::Meter;
 use super::scheduler::Scheduler;
-use super::stage::Outcome;
 use super::supervisor::Supervisor;
-use crate::base::clock::{Clock, RealClock};
+use crate::base::clock::RealClock;
 use crate::base::{BlockId, Error, Part, Result};
 use crate::graph::planner::Use;
 use crate::observable;
-use crate::storage::arena::{Arena, SlotBytes};
+use crate::storage::arena::SlotBytes;
 use crate::storage::disk::{IoBuf, IoDone, IoOp, IoRequest, IoService};
 use crate::storage::hierarchy::{Access, Event, Hierarchy, Move, SlotId, Want};
+use crate::storage::in_place::InPlace;
 use crate::storage::lease::Lease;
-use crate::storage::store::{Located, Store};
+use crate::storage::store::Located;
 use actix::{Actor, Addr, Context, Handler, Message};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -35,28 +37,24 @@ pub const DENSE: BlockId = BlockId { layer: 0, expert: 0, part: Part::Dense };
 #[rtype(result = "()")]
 pub struct IoFinished(pub IoDone);
 
-/// The commit thread finished.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct CommitFinished {
-    pub commit: Committing,
-    pub result: Result<()>,
-}
-
-/// Makes a commit durable on a thread of its own, and answers with [`CommitFinished`].
-pub type CommitThread = crossbeam_channel::Sender<Committing>;
-
 #[derive(Debug)]
-struct Transfer {
-    block: BlockId,
-    kind: Kind,
+pub(super) struct Transfer {
+    pub block: BlockId,
+    pub kind: Kind,
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     Load(Located),
-    Write { version: u64, applied: u64 },
-    Dense { version: u64 },
+    /// One of the reads that bring a block of somebody else's file.
+    Fetch,
+    Write {
+        version: u64,
+        applied: u64,
+    },
+    Dense {
+        version: u64,
+    },
 }
 
 /// What a changed block contains.
@@ -76,13 +74,13 @@ pub struct AccessTrace {
 
 /// What the prefetcher is made of.
 pub struct Parts {
-    pub io: IoService, // Dropped first: it answers what is under way, in slots still mapped.
-    pub hierarchy: Hierarchy,
-    pub arena: Arc<Arena>,
-    pub store: Arc<Store>,
-    /// Buffer for dense snapshots, aligned and as large as the dense block's slot.
-    pub dense_buffer: SlotBytes,
-    pub commits: CommitThread,
+    // Dropped first: it answers what is under way, in slots that must still be mapped.
+    pub io: IoService,
+    pub cache: Arc<Cache>,
+    pub backing: Backing,
+    /// For ranks that commit: a buffer for dense snapshots, aligned and as large as the dense
+    /// block's slot, and the thread that makes commits durable.
+    pub commits: Option<(SlotBytes, CommitThread)>,
     pub meter: Arc<Meter>,
     pub scheduler: Addr<Scheduler>,
     pub supervisor: Addr<Supervisor>,
@@ -94,25 +92,27 @@ pub struct Parts {
 
 /// See the module.
 pub struct Prefetcher {
-    parts: Parts,
+    pub(super) parts: Parts,
     transfers: HashMap<u64, Transfer>,
+    reads: Reads,
     next_tag: u64,
     /// What blocks contain that changed since they were read.
     changed: HashMap<BlockId, Content>,
     writable: HashMap<u64, Vec<BlockId>>,
-    flushes: u64,
-    committing: Vec<Committing>,
+    pub(super) flushes: u64,
+    pub(super) committing: Vec<Committing>,
     moves: Vec<Move>,
 }
 
 impl Prefetcher {
-    pub fn new(mut parts: Parts) -> Self {
+    pub fn new(parts: Parts) -> Self {
         if parts.accesses.is_some() {
-            parts.hierarchy.record();
+            parts.cache.with(Hierarchy::record);
         }
         Self {
             parts,
             transfers: HashMap::new(),
+            reads: Reads::default(),
             next_tag: 0,
             changed: HashMap::new(),
             writable: HashMap::new(),
@@ -124,31 +124,35 @@ impl Prefetcher {
 
     fn state(&self) -> impl Serialize + use<> {
         serde_json::json!({
-            "hierarchy": self.parts.hierarchy.snapshot(),
+            "hierarchy": self.parts.cache.with(|hierarchy| hierarchy.snapshot()),
             "transfers": self.transfers.len(),
             "commits": self.committing.len(),
         })
     }
 
-    fn fail(&self, node: Option<u64>, error: Error) {
+    pub(super) fn fail(&self, node: Option<u64>, error: Error) {
         let failure = Failure { actor: "prefetcher", node, task: None, error };
         send(&self.parts.supervisor, failure, &self.parts.alarm);
     }
 
-    fn feed(&mut self, event: Event) {
+    pub(super) fn feed(&mut self, event: Event) {
+        if let Err(error) = self.parts.cache.feed(event) {
+            self.fail(None, error);
+        }
+        self.carry_out_all();
+    }
+
+    /// Carries out the moves that were decided, by whomever they were caused.
+    fn carry_out_all(&mut self) {
         let mut moves = std::mem::take(&mut self.moves);
-        match self.parts.hierarchy.on(event, &mut moves) {
-            Ok(()) => {
-                for step in moves.drain(..) {
-                    if let Err(error) = self.carry_out(step) {
-                        self.fail(None, error);
-                    }
-                }
+        self.parts.cache.take_moves(&mut moves);
+        for step in moves.drain(..) {
+            if let Err(error) = self.carry_out(step) {
+                self.fail(None, error);
             }
-            Err(error) => self.fail(None, error),
         }
         self.moves = moves;
-        let stats = self.parts.hierarchy.stats().total();
+        let stats = self.parts.cache.with(|hierarchy| hierarchy.stats().total());
         self.parts.meter.hits.store(stats.hits, Ordering::Relaxed);
         self.parts.meter.misses.store(stats.misses, Ordering::Relaxed);
     }
@@ -158,7 +162,7 @@ impl Prefetcher {
             Move::Load { block, slot, urgent } => self.load(block, slot, urgent),
             Move::Promote { block } => self.promote(block),
             Move::Write { block, slot, urgent, .. } => self.write(block, slot, urgent),
-            Move::Drop { block } => self.parts.store.drop_scratch(block),
+            Move::Drop { block } => self.parts.backing.store()?.drop_scratch(block),
             Move::Grant { ticket, slots } => self.grant(ticket, slots),
             Move::Fail { block, cause, tickets } => {
                 let error = Error::bug("a block could not be had")
@@ -186,39 +190,58 @@ impl Prefetcher {
 
     fn save_accesses(&mut self) {
         let Some(accesses) = self.parts.accesses.take() else { return };
-        let trace = self.parts.hierarchy.take_trace();
+        let trace = self.parts.cache.with(Hierarchy::take_trace);
         if let Err(e) = std::fs::write(&accesses.path, trace) {
             let path = accesses.path.display();
             self.fail(None, Error::io(format!("writing the access trace {path}"), e));
         }
     }
 
-    fn tag(&mut self, transfer: Transfer) -> u64 {
+    pub(super) fn tag(&mut self, transfer: Transfer) -> u64 {
         self.next_tag += 1;
         self.transfers.insert(self.next_tag, transfer);
         self.next_tag
     }
 
     fn load(&mut self, block: BlockId, slot: SlotId, urgent: bool) -> Result<()> {
-        let located = self.parts.store.locate(block)?.ok_or_else(|| {
+        let buf = self.buffer(slot)?;
+        let urgency = u64::from(!urgent);
+        let located = match &self.parts.backing {
+            Backing::Store(store) => store.locate(block)?,
+            Backing::InPlace(files) => return self.fetch(block, &Arc::clone(files), slot, urgency),
+        };
+        let located = located.ok_or_else(|| {
             Error::corrupt("the store has no such block; check it with `semoe store check`")
                 .with("block", block)
         })?;
         let extent = located.extent;
-        let buf = self.buffer(slot)?;
         let tag = self.tag(Transfer { block, kind: Kind::Load(located) });
-        let urgency = u64::from(!urgent);
-        self.parts.io.submit(IoRequest { tag, op: IoOp::Read, extent, buf, urgency })
+        self.parts.io.submit(IoRequest { tag, op: IoOp::Read, extent, buf, urgency, lift: None })
+    }
+
+    /// Reads all pieces of a block of somebody else's file in one batch.
+    fn fetch(&mut self, block: BlockId, files: &InPlace, slot: SlotId, urgency: u64) -> Result<()> {
+        let bytes = self.parts.cache.arena().slot(slot)?;
+        let fetches = files.fetches(block)?;
+        self.reads.begin(block, fetches.len());
+        for fetch in fetches {
+            let (extent, lift) = (fetch.extent, Some(fetch.lift));
+            // SAFETY: as in `buffer`; the fetches of a block lie apart inside its slot.
+            let buf = unsafe {
+                IoBuf::new(bytes.ptr.wrapping_add(fetch.at), bytes.len.saturating_sub(fetch.at))
+            };
+            let tag = self.tag(Transfer { block, kind: Kind::Fetch });
+            self.parts.io.submit(IoRequest { tag, op: IoOp::Read, extent, buf, urgency, lift })?;
+        }
+        Ok(())
     }
 
     fn promote(&mut self, block: BlockId) -> Result<()> {
-        let tag = self.transfers.iter().find_map(|(tag, transfer)| {
-            (transfer.block == block && matches!(transfer.kind, Kind::Load(_))).then_some(*tag)
-        });
-        match tag {
-            Some(tag) => self.parts.io.promote(tag),
-            None => Ok(()),
-        }
+        let loads = |transfer: &Transfer| {
+            transfer.block == block && matches!(transfer.kind, Kind::Load(_) | Kind::Fetch)
+        };
+        let tags = self.transfers.iter().filter(|(_, transfer)| loads(transfer));
+        tags.into_iter().try_for_each(|(tag, _)| self.parts.io.promote(*tag))
     }
 
     fn write(&mut self, block: BlockId, slot: SlotId, urgent: bool) -> Result<()> {
@@ -226,15 +249,15 @@ impl Prefetcher {
             Error::bug("a block is written back that nobody changed").with("block", block)
         })?;
         let Content { version, applied } = content;
-        let extent = self.parts.store.place(block, version)?;
+        let extent = self.parts.backing.store()?.place(block, version)?;
         let buf = self.buffer(slot)?;
         let tag = self.tag(Transfer { block, kind: Kind::Write { version, applied } });
         let urgency = u64::from(!urgent);
-        self.parts.io.submit(IoRequest { tag, op: IoOp::Write, extent, buf, urgency })
+        self.parts.io.submit(IoRequest { tag, op: IoOp::Write, extent, buf, urgency, lift: None })
     }
 
     fn buffer(&self, slot: SlotId) -> Result<IoBuf> {
-        let bytes = self.parts.arena.slot(slot)?;
+        let bytes = self.parts.cache.arena().slot(slot)?;
         // SAFETY: the slot stays mapped as long as the arena, which this actor keeps, and the
         // hierarchy hands it to nobody else while the transfer is under way.
         Ok(unsafe { IoBuf::new(bytes.ptr, bytes.len) })
@@ -245,10 +268,10 @@ impl Prefetcher {
         let slots = slots
             .into_iter()
             .map(|(block, slot)| {
-                Ok((block, self.parts.arena.slot(slot)?, writable.contains(&block)))
+                Ok((block, self.parts.cache.arena().slot(slot)?, writable.contains(&block)))
             })
             .collect::<Result<Vec<_>>>()?;
-        let lease = Lease::new(slots, Arc::clone(&self.parts.arena));
+        let lease = Lease::new(slots, Arc::clone(self.parts.cache.arena()));
         send(&self.parts.scheduler, Granted { node: ticket, lease }, &self.parts.alarm);
         Ok(())
     }
@@ -269,13 +292,17 @@ impl Prefetcher {
         }
         meter.disk_busy.store(self.parts.io.counters().busy_nanos, Ordering::Relaxed);
         self.parts.spans.io(block, &done);
+        let is_fetch = matches!(transfer.kind, Kind::Fetch);
         let result = match (done.result, transfer.kind) {
-            (Ok(crc), Kind::Load(located)) => self.parts.store.verify_crc(block, &located, crc),
+            (Ok(_), Kind::Fetch) => Ok(()),
+            (Ok(crc), Kind::Load(located)) => {
+                self.parts.backing.store()?.verify_crc(block, &located, crc)
+            }
             (Ok(crc), Kind::Write { version, applied }) => {
-                self.parts.store.written(block, version, crc, applied)
+                self.parts.backing.store()?.written(block, version, crc, applied)
             }
             (Ok(crc), Kind::Dense { version }) => {
-                self.parts.store.written(block, version, crc, version)?;
+                self.parts.backing.store()?.written(block, version, crc, version)?;
                 for commit in &mut self.committing {
                     commit.dense_written |= commit.step() == version;
                 }
@@ -284,53 +311,24 @@ impl Prefetcher {
             }
             (Err(error), _) => Err(error),
         };
-        let event = match &result {
-            Ok(()) if done.op == IoOp::Read => Event::Loaded { block },
-            Ok(()) => Event::Written { block },
-            Err(_) => Event::Failed { block },
+        let well = match is_fetch {
+            true => self.reads.ended(block, result.is_ok()),
+            false => Some(result.is_ok()),
+        };
+        let event = match well {
+            Some(true) if done.op == IoOp::Read => Some(Event::Loaded { block }),
+            Some(true) => Some(Event::Written { block }),
+            Some(false) => Some(Event::Failed { block }),
+            None => None,
         };
         // The cause is reported before the tickets that fail of it.
         if let Err(error) = result {
-            self.fail(None, error);
+            self.fail(None, error.with("block", block));
         }
-        self.feed(event);
+        if let Some(event) = event {
+            self.feed(event);
+        }
         Ok(())
-    }
-
-    /// Starts the flush of a commit and the write of its dense state.
-    fn begin_commit(&mut self, run: CommitRun) -> Result<()> {
-        self.flushes += 1;
-        let step = run.task.step;
-        let dense = &run.snapshot.dense;
-        let buffer = self.parts.dense_buffer;
-        if dense.len() > buffer.len {
-            return Err(Error::bug("the dense state does not fit its slot"));
-        }
-        // SAFETY: one commit at a time uses the buffer: the next snapshot depends on this commit.
-        let bytes = unsafe { buffer.as_mut_slice() };
-        bytes[..dense.len()].copy_from_slice(dense);
-        bytes[dense.len()..].fill(0);
-        let extent = self.parts.store.place(DENSE, step)?;
-        // SAFETY: the buffer lives as long as this actor and is not touched until the write ends.
-        let buf = unsafe { IoBuf::new(buffer.ptr, buffer.len) };
-        let tag = self.tag(Transfer { block: DENSE, kind: Kind::Dense { version: step } });
-        self.parts.io.submit(IoRequest { tag, op: IoOp::Write, extent, buf, urgency: 0 })?;
-        let started = self.parts.clock.now();
-        let flush = self.flushes;
-        let commit = Committing { run, flush, flushed: false, dense_written: false, started };
-        self.committing.push(commit);
-        self.feed(Event::Flush);
-        Ok(())
-    }
-
-    fn commit_if_ready(&mut self) {
-        let ready = |commit: &Committing| commit.flushed && commit.dense_written;
-        while let Some(at) = self.committing.iter().position(ready) {
-            let commit = self.committing.remove(at);
-            if self.parts.commits.send(commit).is_err() {
-                self.fail(None, Error::bug("the commit thread has gone"));
-            }
-        }
     }
 }
 
@@ -401,48 +399,20 @@ impl Handler<Foresee> for Prefetcher {
     }
 }
 
+impl Handler<Nudge> for Prefetcher {
+    type Result = ();
+
+    fn handle(&mut self, _: Nudge, _: &mut Self::Context) {
+        self.carry_out_all();
+    }
+}
+
 impl Handler<IoFinished> for Prefetcher {
     type Result = ();
 
     fn handle(&mut self, IoFinished(done): IoFinished, _: &mut Self::Context) {
         if let Err(error) = self.finish_io(done) {
             self.fail(None, error);
-        }
-    }
-}
-
-impl Handler<CommitRun> for Prefetcher {
-    type Result = ();
-
-    fn handle(&mut self, run: CommitRun, _: &mut Self::Context) {
-        if let Err(error) = self.begin_commit(run) {
-            self.fail(None, error);
-        }
-    }
-}
-
-impl Handler<CommitFinished> for Prefetcher {
-    type Result = ();
-
-    fn handle(&mut self, finished: CommitFinished, _: &mut Self::Context) {
-        let CommitFinished { commit, result } = finished;
-        let CommitRun { node, task, .. } = commit.run;
-        match result {
-            Ok(()) => {
-                let end = self.parts.clock.now();
-                let seconds = end.saturating_sub(commit.started) as f64 * 1e-9;
-                self.parts.alarm.tell(RankEvent::Committed { step: task.step, seconds });
-                let done = NodeDone {
-                    node,
-                    task,
-                    outcome: Outcome::default(),
-                    lease: Lease::default(),
-                    start: commit.started,
-                    end,
-                };
-                send(&self.parts.scheduler, done, &self.parts.alarm);
-            }
-            Err(error) => self.fail(Some(node), error),
         }
     }
 }

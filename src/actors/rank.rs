@@ -4,13 +4,15 @@
 //! the commit thread; with several ranks the comm thread, with an optimizer of its own that one.
 //! All of them end when the arbiter does: dropping the actors closes the channels.
 
-use super::committing::Committing;
+use super::backing::Backing;
+use super::cache::Cache;
+use super::committing::{CommitFinished, Committing};
 use super::communicator::{Communicator, Exchange, Staging};
 use super::compute::{DenseActor, Desk, ExpertActor, GateActor, Job, OptimizerActor};
-use super::link::{Alarm, RankEvent, send};
-use super::message::{Directive, Finished};
+use super::link::{Alarm, RankEvent, send, send_to};
+use super::message::{Directive, Finished, News, Nudge};
 use super::meter::Meter;
-use super::prefetcher::{AccessTrace, CommitFinished, IoFinished, Parts, Prefetcher};
+use super::prefetcher::{AccessTrace, IoFinished, Parts, Prefetcher};
 use super::scheduler::{Crew, Scheduler, Start};
 use super::script::Script;
 use super::sink::Sink;
@@ -22,21 +24,40 @@ use super::worker::{self, Order, Worker};
 use crate::base::clock::{Clock, RealClock};
 use crate::base::{Error, Result};
 use crate::comm::Collective;
-use crate::graph::planner::train::TrainPlanner;
-use crate::graph::planner::{Planned, Task};
+use crate::graph::planner::{Fact, Planned, Planner, Task};
 use crate::graph::{Engine, EngineConfig};
-use crate::storage::arena::{Arena, SlotBytes};
-use crate::storage::disk::{DataFile, IoDone, IoOptions, IoService};
-use crate::storage::hierarchy::Hierarchy;
-use crate::storage::store::Store;
+use crate::storage::arena::SlotBytes;
+use crate::storage::disk::faulty::FaultPlan;
+use crate::storage::disk::{DataFile, IoDone, IoOptions, IoService, OnDone};
 use actix::{Actor, Addr, AsyncContext, Context, System};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Makes the executor's stage, given where it stages what it sends to other ranks.
-pub type MakeExecutor = Box<dyn FnOnce(Staging) -> MakeStage + Send>;
+/// What an executor's stage is given to reach the rest of its rank.
+pub struct Bench {
+    /// Where it stages what it sends to other ranks.
+    pub staging: Staging,
+    /// Whom it tells what becomes known while a node still runs.
+    pub herald: Herald,
+}
+
+/// Tells the scheduler news of a node that still runs.
+#[derive(Debug, Clone)]
+pub struct Herald {
+    scheduler: Addr<Scheduler>,
+    alarm: Alarm,
+}
+
+impl Herald {
+    pub fn tell(&self, task: Task, fact: Fact) {
+        send(&self.scheduler, News { task, fact }, &self.alarm);
+    }
+}
+
+/// Makes the executor's stage.
+pub type MakeExecutor = Box<dyn FnOnce(Bench) -> MakeStage + Send>;
 
 /// Makes a commit durable; runs on the commit thread.
 pub type Commit = Box<dyn FnMut(&Committing) -> Result<()> + Send>;
@@ -46,20 +67,14 @@ pub struct RankSpec {
     pub rank: usize,
     pub clock: RealClock,
     pub engine: EngineConfig,
-    pub planner: TrainPlanner,
+    pub planner: Box<dyn Planner>,
     pub script: Box<dyn Script>,
-    pub hierarchy: Hierarchy,
-    pub arena: Arc<Arena>,
-    pub store: Arc<Store>,
+    pub cache: Arc<Cache>,
+    pub backing: Backing,
     pub io: Disk,
-    pub dense_buffer: SlotBytes,
     pub executor: MakeExecutor,
-    /// A stage for updates on a thread of its own; without one the executor runs them.
-    pub optimizer: Option<MakeStage>,
-    pub source: Box<dyn BatchSource>,
-    pub collective: Option<Box<dyn Collective>>,
-    pub commit: Commit,
-    pub committed: u64,
+    /// What a rank has that changes blocks; one that only reads has none of it.
+    pub training: Option<Training>,
     /// Messages that any mailbox may hold, from the lanes' credits and the nodes of a step.
     pub mailbox: usize,
     /// How long work under way may take to end after a failure.
@@ -69,9 +84,22 @@ pub struct RankSpec {
     pub accesses: Option<AccessTrace>,
 }
 
+/// What a rank is made of beyond [`RankSpec`] if it trains.
+pub struct Training {
+    pub dense_buffer: SlotBytes,
+    /// A stage for updates on a thread of its own; without one the executor runs them.
+    pub optimizer: Option<MakeStage>,
+    pub source: Box<dyn BatchSource>,
+    pub collective: Option<Box<dyn Collective>>,
+    pub commit: Commit,
+    /// The last step that was committed.
+    pub committed: u64,
+}
+
 /// The io thread of a rank, started before its actors so that what is in effect can be shown.
 pub struct Disk {
     service: IoService,
+    on_done: OnDone,
     prefetcher: Arc<OnceLock<Addr<Prefetcher>>>,
 }
 
@@ -85,13 +113,21 @@ impl Disk {
     ) -> Result<Self> {
         let prefetcher: Arc<OnceLock<Addr<Prefetcher>>> = Arc::default();
         let reader = Arc::clone(&prefetcher);
-        let on_done = Arc::new(move |done: IoDone| {
+        let on_done: OnDone = Arc::new(move |done: IoDone| {
             if let Some(prefetcher) = reader.get() {
                 send(prefetcher, IoFinished(done), &alarm);
             }
         });
-        let service = IoService::start(options, files, Some((slots.ptr, slots.len)), on_done)?;
-        Ok(Self { service, prefetcher })
+        let service =
+            IoService::start(options, files, Some((slots.ptr, slots.len)), Arc::clone(&on_done))?;
+        Ok(Self { service, on_done, prefetcher })
+    }
+
+    /// The same disk, of which the reads that `plan` names fail: for tests of what follows.
+    #[must_use]
+    pub fn failing(self, plan: FaultPlan) -> Self {
+        let Self { service, on_done, prefetcher } = self;
+        Self { service: service.failing(plan, Arc::clone(&on_done)), on_done, prefetcher }
     }
 
     pub fn service(&self) -> &IoService {
@@ -167,17 +203,10 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
     let meter = Arc::new(Meter::default());
     let supervisor = actor(capacity, |_| Supervisor::new(alarm.clone(), spec.patience));
     let engine: Engine<Planned> = Engine::new(spec.engine)?;
+    let committed = spec.training.as_ref().map_or(0, |training| training.committed);
     let scheduler = actor(capacity, |_| {
         let spans = spec.spans.clone();
-        Scheduler::new(
-            engine,
-            spec.planner,
-            clock,
-            spec.script,
-            alarm.clone(),
-            spec.committed,
-            spans,
-        )
+        Scheduler::new(engine, spec.planner, clock, spec.script, alarm.clone(), committed, spans)
     });
     send(&supervisor, Watch(scheduler.clone()), &alarm);
 
@@ -196,22 +225,28 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
         workers.push(thread);
         Ok(orders)
     };
-    let executor = hire("executor", (spec.executor)(staging), None)?;
-    let updates = match spec.optimizer {
-        Some(make) => hire("optimizer", make, None)?,
-        None => executor.clone(),
-    };
-    let reader = Reader::new(spec.source, executor.clone());
-    let reader = hire("reader", Box::new(move || Ok(Box::new(reader))), Some(Post::Source))?;
-    let exchange = match spec.collective {
-        Some(collective) => {
-            let executor = executor.clone();
-            let exchange = Exchange::new(collective, staged, executor, spec.patience);
-            let make: MakeStage = Box::new(move || Ok(Box::new(exchange)));
-            Some(hire("comm", make, Some(Post::Communicator))?)
-        }
-        None => None,
-    };
+    let herald = Herald { scheduler: scheduler.clone(), alarm: alarm.clone() };
+    let executor = hire("executor", (spec.executor)(Bench { staging, herald }), None)?;
+    let mut trained = None;
+    if let Some(training) = spec.training {
+        let Training { dense_buffer, optimizer, source, collective, commit, .. } = training;
+        let updates = match optimizer {
+            Some(make) => hire("optimizer", make, None)?,
+            None => executor.clone(),
+        };
+        let reader = Reader::new(source, executor.clone());
+        let reader = hire("reader", Box::new(move || Ok(Box::new(reader))), Some(Post::Source))?;
+        let exchange = match collective {
+            Some(collective) => {
+                let executor = executor.clone();
+                let exchange = Exchange::new(collective, staged, executor, spec.patience);
+                let make: MakeStage = Box::new(move || Ok(Box::new(exchange)));
+                Some(hire("comm", make, Some(Post::Communicator))?)
+            }
+            None => None,
+        };
+        trained = Some((dense_buffer, commit, updates, reader, exchange));
+    }
 
     let desk = |name: &'static str, orders: &Sender<Order>| Desk {
         name,
@@ -221,23 +256,28 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
         supervisor: supervisor.clone(),
         alarm: alarm.clone(),
     };
-    let source = actor(capacity, |_| Source::new(desk("source", &reader)));
     let dense = actor(capacity, |_| DenseActor::new(desk("dense", &executor)));
     let gate = actor(capacity, |_| GateActor::new(desk("gate", &executor)));
     let expert = actor(capacity, |_| ExpertActor::new(desk("expert", &executor)));
-    let optimizer =
-        actor(capacity, |_| OptimizerActor::new(desk("optimizer", &executor)).with_own(updates));
-    let communicator = exchange
-        .map(|orders| actor(capacity, |_| Communicator::new(desk("communicator", &orders))));
+    let (mut source, mut optimizer, mut communicator) = (None, None, None);
+    let (mut commits, mut committer) = (None, None);
+    if let Some((dense_buffer, commit, updates, reader, exchange)) = trained {
+        source = Some(actor(capacity, |_| Source::new(desk("source", &reader))));
+        optimizer = Some(actor(capacity, |_| {
+            OptimizerActor::new(desk("optimizer", &executor)).with_own(updates)
+        }));
+        communicator = exchange
+            .map(|orders| actor(capacity, |_| Communicator::new(desk("communicator", &orders))));
+        let (outbox, inbox) = unbounded();
+        commits = Some((dense_buffer, outbox));
+        committer = Some((commit, inbox));
+    }
 
-    let (commits, commit_inbox) = unbounded();
     let prefetcher = actor(capacity, |_| {
         Prefetcher::new(Parts {
-            hierarchy: spec.hierarchy,
-            arena: spec.arena,
-            store: spec.store,
+            cache: Arc::clone(&spec.cache),
+            backing: spec.backing,
             io: spec.io.service,
-            dense_buffer: spec.dense_buffer,
             commits,
             meter: Arc::clone(&meter),
             scheduler: scheduler.clone(),
@@ -249,13 +289,16 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
         })
     });
     drop(spec.io.prefetcher.set(prefetcher.clone()));
-    workers.push(start_committer(
-        rank,
-        spec.commit,
-        commit_inbox,
-        prefetcher.clone(),
-        alarm.clone(),
-    )?);
+    let (nudged, nudge_alarm) = (prefetcher.downgrade(), alarm.clone());
+    spec.cache.on_moves(move || {
+        if let Some(prefetcher) = nudged.upgrade() {
+            send(&prefetcher, Nudge, &nudge_alarm);
+        }
+    });
+    if let Some((commit, inbox)) = committer {
+        let prefetcher = prefetcher.clone();
+        workers.push(start_committer(rank, commit, inbox, prefetcher, alarm.clone())?);
+    }
 
     let sink = actor(capacity, |_| Sink::new(meter, alarm.clone(), clock.now()));
     drop(posts.set(Posts {
@@ -282,26 +325,24 @@ enum Post {
 /// Who takes what the workers finish.
 #[derive(Debug)]
 struct Posts {
-    source: Addr<Source>,
+    source: Option<Addr<Source>>,
     dense: Addr<DenseActor>,
     gate: Addr<GateActor>,
     expert: Addr<ExpertActor>,
-    optimizer: Addr<OptimizerActor>,
+    optimizer: Option<Addr<OptimizerActor>>,
     communicator: Option<Addr<Communicator>>,
 }
 
 impl Posts {
     fn deliver(&self, to: Option<Post>, finished: Finished, alarm: &Alarm) {
         match (to, finished.task.work.job()) {
-            (Some(Post::Source), _) => send(&self.source, finished, alarm),
+            (Some(Post::Source), _) => send_to(self.source.as_ref(), finished, alarm),
             (Some(Post::Communicator), _) => {
-                if let Some(communicator) = &self.communicator {
-                    send(communicator, finished, alarm);
-                }
+                send_to(self.communicator.as_ref(), finished, alarm);
             }
             (None, Some(Job::Gate)) => send(&self.gate, finished, alarm),
             (None, Some(Job::Expert)) => send(&self.expert, finished, alarm),
-            (None, Some(Job::Optimizer)) => send(&self.optimizer, finished, alarm),
+            (None, Some(Job::Optimizer)) => send_to(self.optimizer.as_ref(), finished, alarm),
             (None, Some(Job::Dense) | None) => send(&self.dense, finished, alarm),
         }
     }

@@ -3,9 +3,9 @@
 
 use super::communicator::Communicator;
 use super::compute::{DenseActor, ExpertActor, GateActor, Job, OptimizerActor};
-use super::link::{Alarm, send};
+use super::link::{Alarm, send, send_to};
 use super::message::{
-    Acquire, CommitRun, Directive, Failure, Foresee, Granted, NodeDone, Release, Run,
+    Acquire, CommitRun, Directive, Failure, Foresee, Granted, News, NodeDone, Release, Run,
 };
 use super::prefetcher::Prefetcher;
 use super::script::Script;
@@ -16,8 +16,7 @@ use super::stage::{PassNumbers, SnapshotBytes};
 use super::supervisor::{Drained, Supervisor};
 use crate::base::clock::{Clock, RealClock};
 use crate::base::{Error, Result};
-use crate::graph::planner::train::TrainPlanner;
-use crate::graph::planner::{Need, Pass, Plan, Planned, Use, Work};
+use crate::graph::planner::{Need, Pass, Plan, Planned, Planner, Use, Work};
 use crate::graph::{Accounting, Cause, Command, Engine, Event, Lane, NodeId};
 use crate::observable;
 use crate::storage::hierarchy::Outcome as BlockOutcome;
@@ -25,14 +24,14 @@ use crate::storage::lease::Lease;
 use actix::{Actor, Addr, Context, Handler, Message};
 use std::collections::{HashMap, VecDeque};
 
-/// Addresses of the actors that run nodes.
+/// Addresses of the actors that run nodes; those of training alone may be missing.
 #[derive(Debug, Clone)]
 pub struct Crew {
-    pub source: Addr<Source>,
+    pub source: Option<Addr<Source>>,
     pub dense: Addr<DenseActor>,
     pub gate: Addr<GateActor>,
     pub expert: Addr<ExpertActor>,
-    pub optimizer: Addr<OptimizerActor>,
+    pub optimizer: Option<Addr<OptimizerActor>>,
     pub communicator: Option<Addr<Communicator>>,
     pub prefetcher: Addr<Prefetcher>,
     pub sink: Addr<Sink>,
@@ -50,7 +49,7 @@ struct Issued {
 /// See the module.
 pub struct Scheduler {
     engine: Engine<Planned>,
-    planner: TrainPlanner,
+    planner: Box<dyn Planner>,
     accounting: Accounting,
     clock: RealClock,
     script: Box<dyn Script>,
@@ -86,7 +85,7 @@ pub struct Halt {
 impl Scheduler {
     pub fn new(
         engine: Engine<Planned>,
-        planner: TrainPlanner,
+        planner: Box<dyn Planner>,
         clock: RealClock,
         script: Box<dyn Script>,
         alarm: Alarm,
@@ -178,18 +177,14 @@ impl Scheduler {
             (Some(Job::Gate), _) => send(&crew.gate, run, alarm),
             (Some(Job::Dense), _) => send(&crew.dense, run, alarm),
             (Some(Job::Expert), _) => send(&crew.expert, run, alarm),
-            (Some(Job::Optimizer), _) => send(&crew.optimizer, run, alarm),
-            (None, Work::Batch) => send(&crew.source, run, alarm),
+            (Some(Job::Optimizer), _) => send_to(crew.optimizer.as_ref(), run, alarm),
+            (None, Work::Batch) => send_to(crew.source.as_ref(), run, alarm),
             (None, Work::Commit) => {
                 let snapshot = self.snapshot.take().unwrap_or_default();
                 let keep = self.keep.pop_front().flatten();
                 send(&crew.prefetcher, CommitRun { node, task, snapshot, keep }, alarm);
             }
-            (None, _) => {
-                if let Some(communicator) = &crew.communicator {
-                    send(communicator, run, alarm);
-                }
-            }
+            (None, _) => send_to(crew.communicator.as_ref(), run, alarm),
         }
     }
 
@@ -266,6 +261,7 @@ impl Scheduler {
                     self.commit_step = self.planner.step();
                     self.planner.commit(&mut plan);
                 }
+                Directive::Wake => {}
                 Directive::Finish => {
                     self.finishing = true;
                     break;
@@ -351,6 +347,19 @@ impl Handler<NodeDone> for Scheduler {
         } else {
             self.maybe_finish();
         }
+    }
+}
+
+impl Handler<News> for Scheduler {
+    type Result = ();
+
+    fn handle(&mut self, news: News, _: &mut Self::Context) {
+        if self.failed {
+            return;
+        }
+        let mut plan = Plan::default();
+        self.planner.on_news(news.task, &news.fact, &mut plan);
+        self.add(plan);
     }
 }
 

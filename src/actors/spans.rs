@@ -85,6 +85,7 @@ fn name_of(work: Work) -> String {
         Work::CombineGrad { layer, mb } => format!("combine grad {layer}.{mb}"),
         Work::Update { layer, expert, .. } => format!("update {layer}/{expert}"),
         Work::CatchUp { layer, expert, .. } => format!("catch up {layer}/{expert}"),
+        Work::Advance { layer } => format!("advance {layer}"),
         Work::Head { mb } => format!("head {mb}"),
         work => work.to_string().to_lowercase(),
     }

@@ -64,6 +64,8 @@ pub struct PassNumbers {
     pub tokens: u64,
     pub targets: u64,
     pub dropped: u64,
+    /// From the pass's first node to its last, where the stage measures it.
+    pub seconds: f64,
     /// True when a non-finite number made the step update nothing.
     pub skipped: bool,
     /// Tokens of each expert, `[layer][expert]`, over all ranks.

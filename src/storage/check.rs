@@ -200,7 +200,14 @@ impl Reader {
         // SAFETY: the mapping lives as long as this reader, which waits for the answer below and
         // makes one request at a time.
         let buf = unsafe { IoBuf::new(self.memory.as_mut_ptr(), self.memory.len()) };
-        let request = IoRequest { tag: 0, op: IoOp::Read, extent: located.extent, buf, urgency: 0 };
+        let request = IoRequest {
+            tag: 0,
+            op: IoOp::Read,
+            extent: located.extent,
+            buf,
+            urgency: 0,
+            lift: None,
+        };
         self.io.submit(request)?;
         match self.answers.recv() {
             Ok(done) => done.result,

@@ -27,6 +27,7 @@ mod lease;
 mod message;
 mod minimum;
 mod reserve;
+mod resident;
 mod stats;
 mod table;
 mod transfer;

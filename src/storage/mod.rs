@@ -6,6 +6,7 @@ pub mod check;
 pub mod commit;
 pub mod disk;
 pub mod hierarchy;
+pub mod in_place;
 pub mod index;
 pub mod lease;
 pub mod policy;

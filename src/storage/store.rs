@@ -318,7 +318,7 @@ fn data_files(dir: &Path, spec: &StoreSpec) -> Vec<DataFile> {
         .map(|(index, class)| {
             let (slot_bytes, slots) = table::slots_of(spec, class);
             let path = dir.join(name(class.part));
-            DataFile { id: FileId(index as u16), path, len: slot_bytes * slots }
+            DataFile { id: FileId(index as u16), path, len: slot_bytes * slots, read_only: false }
         })
         .filter(|file| file.len > 0)
         .collect()

@@ -223,7 +223,7 @@ impl Tiers {
         self.next_tag += 1;
         self.transfers.insert(self.next_tag, transfer);
         let urgency = u64::from(!urgent);
-        self.io.submit(IoRequest { tag: self.next_tag, op, extent, buf, urgency })
+        self.io.submit(IoRequest { tag: self.next_tag, op, extent, buf, urgency, lift: None })
     }
 
     /// Takes in the end of one transfer.

@@ -7,12 +7,13 @@ use super::recorded::Recorded;
 use super::stage::update::{Meta, Rates, Updater};
 use super::stage::{StageSpec, TrainStage, UpdateStage};
 use super::{blocks::Blocks, model_of};
-use crate::actors::communicator::Staging;
+use crate::actors::backing::Backing;
+use crate::actors::cache::Cache;
 use crate::actors::link::{Alarm, RankEvent};
 use crate::actors::message::Directive;
 use crate::actors::observe;
 use crate::actors::prefetcher::AccessTrace;
-use crate::actors::rank::{self, Disk, MakeExecutor, Rank, RankSpec};
+use crate::actors::rank::{self, Bench, Disk, MakeExecutor, Rank, RankSpec, Training};
 use crate::actors::script::Script;
 use crate::actors::spans::Spans;
 use crate::actors::stage::{BatchSource, MakeStage, Stage};
@@ -294,19 +295,20 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         rank,
         clock: parts.clock,
         engine: engine_config(config),
-        planner,
+        planner: Box::new(planner),
         script: parts.script,
-        hierarchy,
-        arena,
-        store: Arc::clone(&store),
+        cache: Cache::new(hierarchy, arena),
+        backing: Backing::Store(Arc::clone(&store)),
         io,
-        dense_buffer,
         executor,
-        optimizer,
-        source: parts.source,
-        collective: parts.collective,
-        commit: commit(store, parts.agreement, ready.recorded.clone()),
-        committed: ready.meta.step,
+        training: Some(Training {
+            dense_buffer,
+            optimizer,
+            source: parts.source,
+            collective: parts.collective,
+            commit: commit(store, parts.agreement, ready.recorded.clone()),
+            committed: ready.meta.step,
+        }),
         mailbox: nodes + 4096,
         patience: config.actors.communicator.timeout.0 + Duration::from_secs(30),
         events: parts.events,
@@ -373,7 +375,7 @@ fn make_executor(
     let (aux_coef, z_coef) = (config.actors.gate.aux_coef, config.actors.gate.z_coef);
     let (clip, seed) = (config.train.clip, config.train.seed);
     let skip_nonfinite = config.train.nonfinite == NonFinite::Skip;
-    Ok(Box::new(move |staging: Staging| -> MakeStage {
+    Ok(Box::new(move |bench: Bench| -> MakeStage {
         Box::new(move || {
             let model = DenseModel::new(model, precision, params)?;
             let stage: Box<dyn Stage> = Box::new(TrainStage::new(StageSpec {
@@ -395,7 +397,7 @@ fn make_executor(
                 skip_nonfinite,
                 updates: meta.updates,
                 step: meta.step,
-                staging,
+                staging: bench.staging,
             })?);
             Ok(stage)
         })

@@ -8,6 +8,7 @@
 //! A planner never blocks and holds no tensors. The scheduler feeds it every finished task and
 //! hands what comes out to the engine and to the prefetcher.
 
+pub mod decode;
 pub mod predictor;
 pub mod time;
 pub mod train;
@@ -31,6 +32,32 @@ pub enum Pass {
     Train,
     /// Forward only: evaluation or sampling; the number tells the batches apart.
     Forward(u32),
+}
+
+/// What adds nodes as facts arrive. The scheduler feeds it; see the module.
+pub trait Planner: Send {
+    /// The step that was begun last.
+    fn step(&self) -> Step;
+
+    /// Begins a step: its first nodes, and the fetches that can be foreseen.
+    fn begin(&mut self, step: Step, pass: Pass, plan: &mut Plan);
+
+    /// A task that still runs made something known.
+    fn on_news(&mut self, _task: Task, _fact: &Fact, _plan: &mut Plan) {}
+
+    /// A task of the current step is done; adds what follows from it.
+    fn on_done(&mut self, task: Task, fact: &Fact, plan: &mut Plan);
+
+    /// Whether the pass of the current step is over with this task, so that the next may begin.
+    fn ends_step(&self, task: Task, fact: &Fact) -> bool;
+
+    /// Adds the commit of the step that just ended, where steps change something.
+    fn commit(&mut self, _plan: &mut Plan) {}
+
+    /// Brings every idle expert up to date; returns how many.
+    fn catch_up_all(&mut self, _plan: &mut Plan) -> usize {
+        0
+    }
 }
 
 /// What a task does. `mb` is a micro-batch; layers and experts are global indices.
@@ -88,6 +115,9 @@ pub enum Work {
     Snapshot,
     /// Write all dirty blocks and commit.
     Commit,
+    /// Run on through the layers from this one: attention, gate and those experts that are
+    /// resident, until a layer lacks an expert or the head is done.
+    Advance { layer: usize },
     /// A meeting point: no work.
     Join,
 }
@@ -105,6 +135,12 @@ pub enum Fact {
     Totals { finite: bool },
     /// Whether the global gradient norm is finite.
     Norm { finite: bool },
+    /// Experts that a layer chose and that are not resident: certain to be needed now.
+    Missing { layer: usize, experts: Vec<usize> },
+    /// Experts that a layer will likely choose, and that are not resident.
+    Likely { layer: usize, experts: Vec<usize> },
+    /// The pass came to its end.
+    Ended,
 }
 
 /// A block that will likely, or surely, be needed at virtual time `use_at`.

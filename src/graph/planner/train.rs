@@ -9,7 +9,7 @@ mod backward;
 
 use super::predictor::Predictor;
 use super::time::Timetable;
-use super::{Ahead, Fact, Need, Pass, Plan, Planned, Task, Use, Work};
+use super::{Ahead, Fact, Need, Pass, Plan, Planned, Planner, Task, Use, Work};
 use crate::base::{BlockId, Step};
 use crate::graph::{Lane, NodeId, NodeSpec};
 use std::collections::{HashMap, VecDeque};
@@ -91,94 +91,8 @@ impl TrainPlanner {
         self.updates
     }
 
-    /// The step that was begun last.
-    pub fn step(&self) -> Step {
-        self.step
-    }
-
     pub fn timetable(&self) -> Timetable {
         self.time
-    }
-
-    /// Begins a step: its first nodes, and the fetches that can be foreseen.
-    pub fn begin(&mut self, step: Step, pass: Pass, plan: &mut Plan) {
-        self.step = step;
-        self.pass = pass;
-        let (layers, mbs) = (self.shape.layers, self.shape.micro_batches);
-        self.tokens = vec![vec![None; mbs]; layers];
-        let batch = self.node(plan, Work::Batch, Lane::Io, self.time.start(step), vec![]);
-        let mut deps = vec![batch];
-        deps.extend(self.dense_update);
-        self.add_dense(plan, 0, &|_| deps.clone());
-        let ahead = self.shape.lookahead.min(layers);
-        for layer in 0..ahead {
-            self.foresee_weights(plan, layer);
-        }
-        if pass == Pass::Train && self.shape.lookahead > 0 && !self.shape.clipped {
-            self.foresee_states(plan);
-        }
-    }
-
-    /// A task of the current step is done; adds what follows from it.
-    pub fn on_done(&mut self, task: Task, fact: &Fact, plan: &mut Plan) {
-        match fact {
-            Fact::Tokens { layer, mb, counts } => {
-                self.tokens[*layer][*mb] = Some(counts.clone());
-                if self.tokens[*layer].iter().all(Option::is_some) {
-                    self.add_experts(plan, *layer);
-                }
-            }
-            Fact::LayerTokens { layer, counts } => {
-                if self.shape.ranks == 1 {
-                    self.tokens[*layer] = counts.iter().cloned().map(Some).collect();
-                    self.add_experts(plan, *layer);
-                } else {
-                    self.add_dispatch(plan, *layer);
-                }
-            }
-            Fact::Totals { finite } if self.pass == Pass::Train && *finite => {
-                self.add_backward(plan);
-            }
-            Fact::Norm { finite } => self.add_updates(plan, *finite),
-            Fact::Totals { .. } | Fact::Done => {}
-        }
-        if let Work::Update { layer, expert, .. } | Work::CatchUp { layer, expert, .. } = task.work
-        {
-            self.pending_update.remove(&(layer, expert));
-        }
-    }
-
-    /// Whether the pass of the current step is over with this task, so that the next may begin.
-    /// Expert updates may still be under way: later nodes depend on them.
-    pub fn ends_step(&self, task: Task, fact: &Fact) -> bool {
-        match (task.work, fact) {
-            (Work::Totals, Fact::Totals { finite }) => self.pass != Pass::Train || !finite,
-            (Work::Norm, Fact::Norm { finite }) => !finite,
-            (Work::UpdateDense, _) => true,
-            _ => false,
-        }
-    }
-
-    /// Adds the commit of the step that just ended.
-    pub fn commit(&mut self, plan: &mut Plan) {
-        let at = self.time.boundary(self.step);
-        let mut deps: Vec<NodeId> = self.pending_update.values().copied().collect();
-        deps.sort_unstable();
-        deps.extend(self.dense_update);
-        let snapshot = self.node(plan, Work::Snapshot, Lane::Compute, at, vec![]);
-        deps.push(snapshot);
-        self.commit = Some(self.node(plan, Work::Commit, Lane::Io, at, deps));
-    }
-
-    /// Brings every idle expert up to date, for export and evaluation; returns how many.
-    pub fn catch_up_all(&mut self, plan: &mut Plan) -> usize {
-        let mut count = 0;
-        for layer in 0..self.shape.layers {
-            for expert in self.shape.local_experts.clone() {
-                count += usize::from(self.catch_up(plan, layer, expert).is_some());
-            }
-        }
-        count
     }
 
     fn node(
@@ -349,5 +263,86 @@ impl TrainPlanner {
         plan.ahead.extend(
             experts.into_iter().map(|e| Ahead { block: BlockId::weights(layer, e), use_at }),
         );
+    }
+}
+
+impl Planner for TrainPlanner {
+    fn step(&self) -> Step {
+        self.step
+    }
+
+    fn begin(&mut self, step: Step, pass: Pass, plan: &mut Plan) {
+        self.step = step;
+        self.pass = pass;
+        let (layers, mbs) = (self.shape.layers, self.shape.micro_batches);
+        self.tokens = vec![vec![None; mbs]; layers];
+        let batch = self.node(plan, Work::Batch, Lane::Io, self.time.start(step), vec![]);
+        let mut deps = vec![batch];
+        deps.extend(self.dense_update);
+        self.add_dense(plan, 0, &|_| deps.clone());
+        let ahead = self.shape.lookahead.min(layers);
+        for layer in 0..ahead {
+            self.foresee_weights(plan, layer);
+        }
+        if pass == Pass::Train && self.shape.lookahead > 0 && !self.shape.clipped {
+            self.foresee_states(plan);
+        }
+    }
+
+    fn on_done(&mut self, task: Task, fact: &Fact, plan: &mut Plan) {
+        match fact {
+            Fact::Tokens { layer, mb, counts } => {
+                self.tokens[*layer][*mb] = Some(counts.clone());
+                if self.tokens[*layer].iter().all(Option::is_some) {
+                    self.add_experts(plan, *layer);
+                }
+            }
+            Fact::LayerTokens { layer, counts } => {
+                if self.shape.ranks == 1 {
+                    self.tokens[*layer] = counts.iter().cloned().map(Some).collect();
+                    self.add_experts(plan, *layer);
+                } else {
+                    self.add_dispatch(plan, *layer);
+                }
+            }
+            Fact::Totals { finite } if self.pass == Pass::Train && *finite => {
+                self.add_backward(plan);
+            }
+            Fact::Norm { finite } => self.add_updates(plan, *finite),
+            _ => {}
+        }
+        if let Work::Update { layer, expert, .. } | Work::CatchUp { layer, expert, .. } = task.work
+        {
+            self.pending_update.remove(&(layer, expert));
+        }
+    }
+
+    fn ends_step(&self, task: Task, fact: &Fact) -> bool {
+        match (task.work, fact) {
+            (Work::Totals, Fact::Totals { finite }) => self.pass != Pass::Train || !finite,
+            (Work::Norm, Fact::Norm { finite }) => !finite,
+            (Work::UpdateDense, _) => true,
+            _ => false,
+        }
+    }
+
+    fn commit(&mut self, plan: &mut Plan) {
+        let at = self.time.boundary(self.step);
+        let mut deps: Vec<NodeId> = self.pending_update.values().copied().collect();
+        deps.sort_unstable();
+        deps.extend(self.dense_update);
+        let snapshot = self.node(plan, Work::Snapshot, Lane::Compute, at, vec![]);
+        deps.push(snapshot);
+        self.commit = Some(self.node(plan, Work::Commit, Lane::Io, at, deps));
+    }
+
+    fn catch_up_all(&mut self, plan: &mut Plan) -> usize {
+        let mut count = 0;
+        for layer in 0..self.shape.layers {
+            for expert in self.shape.local_experts.clone() {
+                count += usize::from(self.catch_up(plan, layer, expert).is_some());
+            }
+        }
+        count
     }
 }

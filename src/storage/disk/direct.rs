@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Opens every file for reading and writing. Gives the handles, whether all of them bypass the
+/// Opens every file for reading and, unless it is somebody else's, writing. Gives the handles, whether all of them bypass the
 /// page cache, and why not where that was wanted.
 ///
 /// # Errors
@@ -35,7 +35,7 @@ pub(super) fn open_all(
     };
     if choice == DirectChoice::On {
         return Err(Error::config(
-            "O_DIRECT cannot be had: set direct to \"auto\" or move the store to another disk",
+            "O_DIRECT cannot be had: set direct to \"auto\" or move the files to another disk",
         )
         .with("why", why));
     }
@@ -50,7 +50,7 @@ fn open_each(files: &[DataFile], direct: bool) -> Result<Vec<Arc<File>>> {
         .map(|file| {
             OpenOptions::new()
                 .read(true)
-                .write(true)
+                .write(!file.read_only)
                 .custom_flags(flags | libc::O_CLOEXEC)
                 .open(&file.path)
                 .map(Arc::new)

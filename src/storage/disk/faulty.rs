@@ -7,10 +7,10 @@ use super::{
     BLOCK_ALIGN, DataFile, Engine, IoDone, IoEffective, IoOp, IoOptions, IoRequest, IoService,
     Meter, OnDone, transfer_error,
 };
-use crate::base::Result;
+use crate::base::{Error, Result};
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -58,6 +58,70 @@ impl IoService {
         let engine =
             Faulty { files: files.clone(), plan, on_done, meter: Arc::clone(&meter), state };
         twin("faulty", Box::new(engine), files, meter)
+    }
+}
+
+impl IoService {
+    /// This service, whose reads fail where `plan` says [`Fault::Broken`]; the failures are told
+    /// to `on_done`, which should be the service's own.
+    #[must_use]
+    pub fn failing(mut self, plan: FaultPlan, on_done: OnDone) -> Self {
+        let inner = std::mem::replace(&mut self.engine, Box::new(Gone));
+        let engine = Failing {
+            inner,
+            files: self.files.clone(),
+            plan,
+            on_done,
+            requests: AtomicU64::new(0),
+        };
+        self.engine = Box::new(engine);
+        self
+    }
+}
+
+/// Stands where an engine was taken out.
+struct Gone;
+
+impl Engine for Gone {
+    fn submit(&self, _: IoRequest) -> Result<()> {
+        Err(Error::bug("a transfer was asked of an io service that has no engine"))
+    }
+
+    fn promote(&self, _tag: u64) {}
+
+    fn stop(&mut self) {}
+}
+
+/// A real engine of which some reads fail.
+struct Failing {
+    inner: Box<dyn Engine>,
+    files: Vec<DataFile>,
+    plan: FaultPlan,
+    on_done: OnDone,
+    requests: AtomicU64,
+}
+
+impl Engine for Failing {
+    fn submit(&self, request: IoRequest) -> Result<()> {
+        let nth = self.requests.fetch_add(1, Ordering::Relaxed);
+        let fault = (self.plan)(nth, &request);
+        let extent = request.extent;
+        let file = self.files.iter().find(|file| file.id == extent.file);
+        let (Some(Fault::Broken), IoOp::Read, Some(file)) = (fault, request.op, file) else {
+            return self.inner.submit(request);
+        };
+        let e = io::Error::from_raw_os_error(libc::EIO);
+        let error = transfer_error(request.op, file, extent.offset, extent.len, e);
+        (self.on_done)(answer(&request, Err(error), Instant::now()));
+        Ok(())
+    }
+
+    fn promote(&self, tag: u64) {
+        self.inner.promote(tag);
+    }
+
+    fn stop(&mut self) {
+        self.inner.stop();
     }
 }
 

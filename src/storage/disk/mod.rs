@@ -18,6 +18,7 @@ mod uring;
 
 pub use options::{DirectChoice, EngineChoice, IoEffective, IoOptions};
 
+use crate::base::units::round_up;
 use crate::base::{Error, ErrorKind, Result};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -39,6 +40,21 @@ pub struct DataFile {
     pub path: PathBuf,
     /// Bytes that may be addressed.
     pub len: u64,
+    /// A file of somebody else's: never written, its length and offsets are what they are.
+    pub read_only: bool,
+}
+
+impl DataFile {
+    /// Where the bytes that a read must bring end. A read of a file of others, whose end may be
+    /// unaligned, is rounded up past it and comes back short.
+    fn end(&self) -> u64 {
+        if self.read_only { self.len } else { u64::MAX }
+    }
+
+    /// Where the last extent may end.
+    fn addressable(&self) -> u64 {
+        if self.read_only { round_up(self.len, BLOCK_ALIGN) } else { self.len }
+    }
 }
 
 /// A byte range of a data file.
@@ -102,6 +118,17 @@ pub struct IoRequest {
     pub buf: IoBuf,
     /// Lower goes first: demand 0, speculative above.
     pub urgency: u64,
+    /// For reads of files of others: what is wanted of the bytes read, and where in the buffer it
+    /// belongs. Such bytes carry no checksum, so none is computed and the answer's is 0.
+    pub lift: Option<Lift>,
+}
+
+/// Bytes of a buffer that move from one place in it to another once they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lift {
+    pub from: usize,
+    pub to: usize,
+    pub len: usize,
 }
 
 /// A transfer that ended.
@@ -298,11 +325,18 @@ impl IoService {
         let Some(data) = self.files.iter().find(|data| data.id == file) else {
             return refuse("a transfer names a file that the io service does not have");
         };
-        if len == 0 || offset.checked_add(len).is_none_or(|end| end > data.len) {
+        if len == 0 || offset.checked_add(len).is_none_or(|end| end > data.addressable()) {
             return refuse("a transfer lies outside its file");
         }
         if len > request.buf.len() as u64 {
             return refuse("a transfer's buffer is shorter than its extent");
+        }
+        if data.read_only && request.op == IoOp::Write {
+            return refuse("a transfer would write to a file of somebody else's");
+        }
+        let fits = |lift: Lift| lift.from.max(lift.to).saturating_add(lift.len) as u64 <= len;
+        if request.lift.is_some_and(|lift| !fits(lift) || request.op == IoOp::Write) {
+            return refuse("a transfer moves bytes that it does not read");
         }
         let aligned = |n: u64| n.is_multiple_of(BLOCK_ALIGN);
         let address = request.buf.address() as u64;
@@ -334,7 +368,7 @@ fn truncated_error(file: &DataFile, offset: u64) -> Error {
     Error::new(
         ErrorKind::Corrupt,
         format!(
-            "{} is shorter than the store needs: it was truncated; restore it from a copy",
+            "{} is shorter than it should be: it was truncated; restore it from a copy",
             file.path.display()
         ),
     )

@@ -2,7 +2,7 @@
 //!
 //! Law: as in [`super`]: one answer for every request, most urgent first.
 
-use super::queue::{Chunk, Parts, Queue};
+use super::queue::{Chunk, Parts, Queue, Target};
 use super::{Engine, IoOp, IoRequest, transfer_error, truncated_error};
 use crate::base::{Error, Result};
 use std::io;
@@ -58,7 +58,7 @@ impl Pool {
 
 impl Engine for Pool {
     fn submit(&self, request: IoRequest) -> Result<()> {
-        let file = self.shared.parts.file_index(&request);
+        let file = Target::of(&self.shared.parts.files, &request);
         let mut state = self.shared.lock();
         if state.stopping {
             return Err(Error::bug("a transfer was asked of an io service that has stopped"));
@@ -106,7 +106,7 @@ fn serve(shared: &Shared) {
         drop(state);
         let result = transfer(&shared.parts, &chunk);
         if result.is_ok() {
-            shared.parts.meter.moved(chunk.op, chunk.len as u64);
+            shared.parts.meter.moved(chunk.op, chunk.enough as u64);
         }
         state = shared.lock();
         state.running -= 1;
@@ -114,10 +114,9 @@ fn serve(shared: &Shared) {
             let busy = state.busy_since.elapsed().as_nanos() as u64;
             shared.parts.meter.busy_nanos.fetch_add(busy, Ordering::Relaxed);
         }
-        if let Some(done) = state.queue.finish(&chunk, result) {
+        if let Some(ended) = state.queue.finish(&chunk, result) {
             drop(state);
-            shared.parts.meter.requests.fetch_add(1, Ordering::Relaxed);
-            (shared.parts.on_done)(done);
+            shared.parts.answer(ended);
             state = shared.lock();
         }
     }
@@ -128,7 +127,7 @@ fn transfer(parts: &Parts, chunk: &Chunk) -> Result<u32> {
     let file = &parts.files[chunk.file];
     let fd = parts.handles[chunk.file].as_raw_fd();
     let mut at = 0;
-    while at < chunk.len {
+    while at < chunk.enough {
         let offset = chunk.offset + at as u64;
         let ptr = chunk.ptr.wrapping_add(at).cast::<libc::c_void>();
         let left = chunk.len - at;

@@ -3,11 +3,12 @@
 //! Pure: no threads, no files. Law: chunks of a more urgent request are given out before those
 //! of any other that is not yet with the device, and a request ends when its last chunk does.
 
-use super::{DataFile, IoDone, IoOp, IoRequest, Meter, OnDone};
+use super::{DataFile, IoDone, IoOp, IoRequest, Lift, Meter, OnDone};
 use crate::base::Error;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// What every engine is made of.
@@ -20,10 +21,39 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// The place of a file among `files` and `handles`; requests were validated before.
-    pub fn file_index(&self, request: &IoRequest) -> usize {
-        self.files.iter().position(|file| file.id == request.extent.file).unwrap_or_default()
+    /// Moves what was read to where it belongs, and answers the request.
+    pub fn answer(&self, ended: Ended) {
+        if let Some((at, lift)) = ended.lift {
+            let (from, to) = (at.wrapping_add(lift.from), at.wrapping_add(lift.to));
+            // SAFETY: both ranges lie in the request's buffer (checked when it was accepted),
+            // whose maker keeps it to this service until the answer below.
+            unsafe { std::ptr::copy(from, to, lift.len) };
+        }
+        self.meter.requests.fetch_add(1, Ordering::Relaxed);
+        (self.on_done)(ended.done);
     }
+}
+
+/// A file among the service's files, and where its bytes end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    index: usize,
+    end: u64,
+}
+
+impl Target {
+    /// The file that a request means; requests were validated before.
+    pub fn of(files: &[DataFile], request: &IoRequest) -> Self {
+        let index = files.iter().position(|file| file.id == request.extent.file);
+        let index = index.unwrap_or_default();
+        Self { index, end: files.get(index).map_or(u64::MAX, DataFile::end) }
+    }
+}
+
+/// A request whose transfers have all ended.
+pub(super) struct Ended {
+    pub done: IoDone,
+    lift: Option<(*mut u8, Lift)>,
 }
 
 /// A part of a request that goes to the device at once.
@@ -39,6 +69,10 @@ pub(super) struct Chunk {
     pub offset: u64,
     pub ptr: *mut u8,
     pub len: usize,
+    /// Bytes that must move; fewer than `len` only at the end of a file of others.
+    pub enough: usize,
+    /// Whether the bytes' checksum is wanted.
+    pub check: bool,
 }
 
 // SAFETY: the pointer comes from an `IoBuf`, whose maker promised exclusive use until the request
@@ -46,11 +80,14 @@ pub(super) struct Chunk {
 unsafe impl Send for Chunk {}
 
 impl Chunk {
-    /// CRC32C of the chunk's bytes.
+    /// CRC32C of the chunk's bytes; 0 where none is wanted.
     ///
     /// # Safety
     /// The chunk's transfer has ended and its request has not been answered.
     pub unsafe fn crc(&self) -> u32 {
+        if !self.check {
+            return 0;
+        }
         // SAFETY: the request's `IoBuf` covers the range, and its maker keeps it valid and
         // unwritten until the answer.
         crc32c::crc32c(unsafe { std::slice::from_raw_parts(self.ptr, self.len) })
@@ -60,7 +97,7 @@ impl Chunk {
 #[derive(Debug)]
 struct Active {
     request: IoRequest,
-    file: usize,
+    file: Target,
     /// Bytes given out so far.
     given: u64,
     /// Chunks with the device.
@@ -95,7 +132,7 @@ impl Queue {
         !self.waiting.is_empty()
     }
 
-    pub fn push(&mut self, request: IoRequest, file: usize) {
+    pub fn push(&mut self, request: IoRequest, file: Target) {
         let key = self.next_key;
         self.next_key += 1;
         self.waiting.insert((request.urgency, key));
@@ -128,14 +165,17 @@ impl Queue {
         let active = self.active.get_mut(&key)?;
         let extent = active.request.extent;
         let len = self.chunk.min(extent.len - active.given) as usize;
+        let offset = extent.offset + active.given;
         let chunk = Chunk {
             request: key,
             index: active.crcs.len(),
-            file: active.file,
+            file: active.file.index,
             op: active.request.op,
-            offset: extent.offset + active.given,
+            offset,
             ptr: active.request.buf.ptr.wrapping_add(active.given as usize),
             len,
+            enough: len.min(active.file.end.saturating_sub(offset) as usize),
+            check: active.request.lift.is_none(),
         };
         active.crcs.push((0, len));
         active.given += len as u64;
@@ -148,13 +188,13 @@ impl Queue {
     }
 
     /// Notes the end of a chunk, and gives the answer if it was the request's last one.
-    pub fn finish(&mut self, chunk: &Chunk, result: Result<u32, Error>) -> Option<IoDone> {
+    pub fn finish(&mut self, chunk: &Chunk, result: Result<u32, Error>) -> Option<Ended> {
         let active = self.active.get_mut(&chunk.request)?;
         active.under_way -= 1;
         match result {
             Ok(crc) => {
                 active.crcs[chunk.index].0 = crc;
-                active.moved += chunk.len as u64;
+                active.moved += chunk.enough as u64;
             }
             Err(error) => {
                 // What was not given out stays where it is; the first cause is told.
@@ -170,16 +210,20 @@ impl Queue {
         let now = Instant::now();
         let result = match active.error {
             Some(error) => Err(error),
+            None if active.request.lift.is_some() => Ok(0),
             None => Ok(combine(&active.crcs)),
         };
-        Some(IoDone {
+        let moves = |lift: &Lift| lift.from != lift.to;
+        let lift = active.request.lift.filter(|lift| moves(lift) && result.is_ok());
+        let done = IoDone {
             tag: active.request.tag,
             op: active.request.op,
             bytes: active.moved,
             result,
             started: active.started.unwrap_or(now),
             finished: now,
-        })
+        };
+        Some(Ended { done, lift: lift.map(|lift| (active.request.buf.ptr, lift)) })
     }
 }
 

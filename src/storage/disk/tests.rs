@@ -10,7 +10,12 @@ const LEN: u64 = 3 << 20;
 const BLOCKS: u64 = 8;
 
 fn data_file(dir: &Path) -> DataFile {
-    let file = DataFile { id: FileId(4), path: dir.join("weights.dat"), len: LEN * BLOCKS };
+    let file = DataFile {
+        id: FileId(4),
+        path: dir.join("weights.dat"),
+        len: LEN * BLOCKS,
+        read_only: false,
+    };
     direct::create_reserved(&file).unwrap();
     file
 }
@@ -25,7 +30,7 @@ fn request(tag: u64, op: IoOp, memory: &mut MmapMut, urgency: u64) -> IoRequest 
     let at = ((tag % BLOCKS) * LEN) as usize;
     // SAFETY: every test keeps the memory until all answers have come, one block a request.
     let buf = unsafe { IoBuf::new(memory.as_mut_ptr().wrapping_add(at), LEN as usize) };
-    IoRequest { tag, op, extent, buf, urgency }
+    IoRequest { tag, op, extent, buf, urgency, lift: None }
 }
 
 fn fill(memory: &mut MmapMut) {
@@ -126,14 +131,19 @@ fn a_truncated_file_and_a_wrong_extent_are_named() {
     }
 }
 
+fn target() -> queue::Target {
+    let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+    queue::Target::of(&[], &request(0, IoOp::Read, &mut memory, 0))
+}
+
 #[test]
 fn the_queue_gives_urgent_chunks_first() {
     let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
     let mut queue = queue::Queue::new(1 << 20);
-    queue.push(request(1, IoOp::Read, &mut memory, 9), 0);
+    queue.push(request(1, IoOp::Read, &mut memory, 9), target());
     let first = queue.next().unwrap();
-    queue.push(request(2, IoOp::Read, &mut memory, 0), 0);
-    queue.push(request(3, IoOp::Read, &mut memory, 5), 0);
+    queue.push(request(2, IoOp::Read, &mut memory, 0), target());
+    queue.push(request(3, IoOp::Read, &mut memory, 5), target());
     queue.promote(1);
     // The promoted one came first; the demand is next; the speculative one last.
     let order: Vec<u64> = std::iter::from_fn(|| queue.next()).map(|chunk| chunk.request).collect();
@@ -145,11 +155,11 @@ fn the_queue_gives_urgent_chunks_first() {
 fn a_failed_chunk_ends_its_request_once() {
     let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
     let mut queue = queue::Queue::new(1 << 20);
-    queue.push(request(1, IoOp::Read, &mut memory, 0), 0);
+    queue.push(request(1, IoOp::Read, &mut memory, 0), target());
     let (one, two) = (queue.next().unwrap(), queue.next().unwrap());
     assert!(queue.finish(&one, Err(Error::corrupt("boom"))).is_none());
     assert!(queue.next().is_none(), "the third chunk is not worth reading");
-    let done = queue.finish(&two, Ok(7)).unwrap();
+    let done = queue.finish(&two, Ok(7)).unwrap().done;
     assert_eq!(done.bytes, 1 << 20);
     assert_eq!(done.result.unwrap_err().message(), "boom");
     assert!(queue.is_empty());
@@ -188,4 +198,26 @@ fn twins_answer_and_fail_as_planned() {
     let noop = IoService::noop(vec![file], on_done);
     noop.submit(request(5, IoOp::Write, &mut memory, 0)).unwrap();
     assert_eq!(answers.recv().unwrap().tag, 5);
+}
+
+#[test]
+fn a_failing_service_fails_the_reads_of_its_plan_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = data_file(dir.path());
+    let (on_done, receive) = channel();
+    let options = IoOptions { direct: DirectChoice::Off, ..IoOptions::default() };
+    let service = IoService::start(&options, vec![file], None, on_done.clone()).unwrap();
+    let plan = Box::new(|nth: u64, _: &IoRequest| (nth == 1).then_some(Fault::Broken));
+    let service = service.failing(plan, on_done);
+    let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+    for tag in 0..3 {
+        service.submit(request(tag, IoOp::Read, &mut memory, 0)).unwrap();
+    }
+    let mut failed: Vec<(u64, bool)> = (0..3)
+        .map(|_| receive.recv().unwrap())
+        .map(|done| (done.tag, done.result.is_err()))
+        .collect();
+    failed.sort_unstable();
+    assert_eq!(failed, [(0, false), (1, true), (2, false)]);
+    service.shutdown();
 }

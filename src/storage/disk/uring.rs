@@ -3,8 +3,8 @@
 //! Law: as in [`super`]: one answer for every request, most urgent first. The ring is refilled
 //! before checksums are computed, so the device never waits for the processor.
 
-use super::queue::{Chunk, Parts, Queue};
-use super::{Engine, IoOp, IoRequest, Registered, transfer_error, truncated_error};
+use super::queue::{Chunk, Ended, Parts, Queue, Target};
+use super::{DataFile, Engine, IoOp, IoRequest, Registered, transfer_error, truncated_error};
 use crate::base::{Error, Result};
 use io_uring::{IoUring, opcode, squeue, types};
 use std::io;
@@ -44,7 +44,7 @@ impl Shared {
 
 pub(super) struct Uring {
     shared: Arc<Shared>,
-    file_ids: Vec<super::FileId>,
+    files: Vec<DataFile>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -69,7 +69,7 @@ impl Uring {
             asleep: AtomicBool::new(false),
             wake,
         });
-        let file_ids = parts.files.iter().map(|file| file.id).collect();
+        let files = parts.files.clone();
         let (hand_over, theirs) = crossbeam_channel::bounded::<(Ring, Parts)>(1);
         let thread_shared = Arc::clone(&shared);
         let spawned = std::thread::Builder::new().name("semoe-io".to_owned()).spawn(move || {
@@ -83,7 +83,7 @@ impl Uring {
         };
         // The thread waits for exactly this; were it gone, the next submission would say so.
         match hand_over.send((ring, parts)) {
-            Ok(()) => Ok((Self { shared, file_ids, thread: Some(thread) }, note)),
+            Ok(()) => Ok((Self { shared, files, thread: Some(thread) }, note)),
             Err(back) => Err((back.0.1, io::Error::other("the io thread ended at its start"))),
         }
     }
@@ -94,9 +94,8 @@ impl Engine for Uring {
         if self.shared.stopping.load(Ordering::SeqCst) {
             return Err(Error::bug("a transfer was asked of an io service that has stopped"));
         }
-        let id = request.extent.file;
-        let file = self.file_ids.iter().position(|other| *other == id).unwrap_or_default();
-        self.shared.lock().push(request, file);
+        let target = Target::of(&self.files, &request);
+        self.shared.lock().push(request, target);
         self.shared.wake();
         Ok(())
     }
@@ -345,7 +344,7 @@ impl Worker {
     /// The ring itself failed: every request is answered with the cause, and none is taken more.
     fn abandon(mut self, e: &io::Error) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        let mut answers = Vec::new();
+        let mut answers: Vec<Ended> = Vec::new();
         let mut queue = self.shared.lock();
         let flights = self.flights.drain(..).flatten();
         let mut lost: Vec<Chunk> = flights.map(|flight| flight.chunk).collect();
@@ -355,8 +354,8 @@ impl Worker {
             answers.extend(queue.finish(&chunk, Err(error)));
         }
         drop(queue);
-        for done in answers {
-            (self.parts.on_done)(done);
+        for ended in answers {
+            self.parts.answer(ended);
         }
     }
 
@@ -378,11 +377,11 @@ impl Worker {
                 0 => Err(truncated_error(file, rest.offset)),
                 moved if moved > 0 => {
                     flight.moved += moved as usize;
-                    if flight.moved < chunk.len {
+                    if flight.moved < chunk.enough {
                         self.again(slot, flight);
                         continue;
                     }
-                    self.parts.meter.moved(chunk.op, chunk.len as u64);
+                    self.parts.meter.moved(chunk.op, chunk.enough as u64);
                     Ok(())
                 }
                 code if code == -libc::EINTR || code == -libc::EAGAIN => {
@@ -415,10 +414,9 @@ impl Worker {
     fn land(&self, chunk: &Chunk, result: Result<()>) {
         // SAFETY: the chunk's transfer has ended, and its request is answered below at earliest.
         let result = result.map(|()| unsafe { chunk.crc() });
-        let done = self.shared.lock().finish(chunk, result);
-        if let Some(done) = done {
-            self.parts.meter.requests.fetch_add(1, Ordering::Relaxed);
-            (self.parts.on_done)(done);
+        let ended = self.shared.lock().finish(chunk, result);
+        if let Some(ended) = ended {
+            self.parts.answer(ended);
         }
     }
 }

@@ -77,7 +77,7 @@ impl Hierarchy {
     }
 
     /// Counts the use, tells the policy, and hastens a speculative load.
-    fn note_use(&mut self, index: u32, access: Access, moves: &mut Vec<Move>) {
+    pub(super) fn note_use(&mut self, index: u32, access: Access, moves: &mut Vec<Move>) {
         let was_speculative = self.take_speculative(index);
         let entry = &self.table[index];
         let (block, content) = (entry.block, entry.content);

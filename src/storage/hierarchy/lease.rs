@@ -83,7 +83,7 @@ impl Hierarchy {
         Ok(())
     }
 
-    fn end_lease(&mut self, index: u32, access: Access, outcome: Outcome) {
+    pub(super) fn end_lease(&mut self, index: u32, access: Access, outcome: Outcome) {
         if let Some(recorder) = &mut self.recorder {
             recorder.outcome(self.table[index].block, access, outcome);
         }

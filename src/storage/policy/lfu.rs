@@ -21,6 +21,8 @@ pub(super) struct Counts {
     accesses: u64,
     weight: f64,
     now: u64,
+    /// The planner's hour, where it tells.
+    hour: Option<u64>,
     blocks: BlockMap<Count>,
     /// By score, then by the time of the offer. Scores are not negative, so that the order of
     /// their bits is theirs.
@@ -43,6 +45,7 @@ impl Counts {
             accesses: 0,
             weight: 1.0,
             now: 0,
+            hour: None,
             blocks: BlockMap::default(),
             order: BTreeSet::new(),
         }
@@ -78,6 +81,10 @@ impl Counts {
         }
     }
 
+    pub fn hour(&mut self, now: u64) {
+        self.hour = Some(now);
+    }
+
     pub fn forget(&mut self, block: BlockId) {
         self.blocks.remove(&block);
     }
@@ -87,7 +94,14 @@ impl Counts {
         let from = ((threshold * self.weight).to_bits(), 0, LOWEST);
         let mut candidates = self.order.range(from..).map(|(_, _, block)| *block);
         let Some(limit) = later_than else {
-            return candidates.next();
+            let first = candidates.next()?;
+            // What was foreseen for an hour that has not passed has not had its chance yet.
+            let awaited = |block: &BlockId| {
+                let next_use = self.blocks.get(block).map_or(u64::MAX, |count| count.next_use);
+                next_use != u64::MAX && self.hour.is_some_and(|hour| next_use >= hour)
+            };
+            let mut rest = std::iter::once(first).chain(candidates).take(SEARCH);
+            return rest.find(|block| !awaited(block)).or(Some(first));
         };
         let is_later = |block: &BlockId| self.blocks.get(block).is_some_and(|c| c.next_use > limit);
         candidates.take(SEARCH).find(is_later)
@@ -146,6 +160,10 @@ impl Policy for Lfu {
         self.counts.withdraw(block);
     }
 
+    fn hour(&mut self, now: u64) {
+        self.counts.hour(now);
+    }
+
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
         self.counts.least(0.0, later_than)
     }
@@ -168,6 +186,23 @@ mod tests {
         assert_eq!(policy.victim(None), Some(block(1)));
         // The fifth use comes after a decay: 3/2 against 1/2 + 1, and the older offer leaves.
         policy.accessed(block(1));
+        assert_eq!(policy.victim(None), Some(block(0)));
+    }
+
+    #[test]
+    fn what_is_foreseen_is_spared_until_its_hour_has_passed() {
+        let mut policy = Lfu::new(0.5, 64);
+        policy.offer(block(0), 7);
+        policy.accessed(block(1));
+        policy.offer(block(1), u64::MAX);
+        assert_eq!(policy.victim(None), Some(block(0)), "no hour is told");
+        policy.hour(7);
+        assert_eq!(policy.victim(None), Some(block(1)));
+        policy.hour(8);
+        assert_eq!(policy.victim(None), Some(block(0)));
+        // Where all are awaited one leaves all the same.
+        policy.hour(0);
+        policy.withdraw(block(1));
         assert_eq!(policy.victim(None), Some(block(0)));
     }
 

@@ -41,6 +41,9 @@ pub trait Policy: Send {
     /// `block` may not leave any more. Not called for a block that is not on offer.
     fn withdraw(&mut self, block: BlockId);
 
+    /// The planner's hour is `now`: uses that were expected before it did not come.
+    fn hour(&mut self, _now: u64) {}
+
     /// `block`, withdrawn before, has lost its slot.
     fn evicted(&mut self, _block: BlockId) {}
 
@@ -117,6 +120,11 @@ impl Default for PolicyConfig {
 }
 
 impl PolicyConfig {
+    /// What keeps most in steady decoding: uses of the last few dozen tokens decide.
+    pub fn for_decoding() -> Self {
+        Self { kind: PolicyKind::Lfu, every: 4096, ..Self::default() }
+    }
+
     /// `kind` with the default parameters.
     pub fn of(kind: PolicyKind) -> Self {
         Self { kind, ..Self::default() }

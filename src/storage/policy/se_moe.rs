@@ -45,6 +45,10 @@ impl Policy for SeMoe {
         self.counts.forget(block);
     }
 
+    fn hour(&mut self, now: u64) {
+        self.counts.hour(now);
+    }
+
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
         let ripe = self.counts.least(self.threshold, later_than);
         ripe.or_else(|| self.counts.least(0.0, later_than))

@@ -97,7 +97,7 @@ impl Probe {
         let arena = Arena::new(&[class])?;
         let (sender, done) = unbounded();
         let on_done = Arc::new(move |finished: IoDone| drop(sender.send(finished)));
-        let data = DataFile { id: FileId(0), path: path.to_owned(), len };
+        let data = DataFile { id: FileId(0), path: path.to_owned(), len, read_only: false };
         let io = IoService::start(options, vec![data], None, on_done)?;
         Ok(Self { io, done, arena, block, count })
     }
@@ -117,7 +117,14 @@ impl Probe {
                 let buf = unsafe { IoBuf::new(slot.ptr, slot.len) };
                 let extent = Extent { file: FileId(0), offset: next * self.block, len: self.block };
                 slot_of[next as usize] = index;
-                self.io.submit(IoRequest { tag: next, op: op(next), extent, buf, urgency: 0 })?;
+                self.io.submit(IoRequest {
+                    tag: next,
+                    op: op(next),
+                    extent,
+                    buf,
+                    urgency: 0,
+                    lift: None,
+                })?;
                 next += 1;
             }
             let one = self.done.recv().map_err(|_| Error::bug("the io thread went away"))?;

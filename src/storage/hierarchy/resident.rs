@@ -1,0 +1,128 @@
+//! Leases on what is resident, without a ticket: for an executor that runs on while it finds what
+//! it needs.
+//!
+//! Such a lease never waits and holds nothing that it waits for, so it cannot take part in a
+//! deadlock (law 8): the holder computes and lets go, whatever it does about what was missing.
+
+use super::Hierarchy;
+use super::SlotId;
+use super::message::{Access, Move, Outcome};
+use super::table::{Key, Standing};
+use crate::base::{BlockId, Error, Part, Result};
+
+/// Behind every ticket.
+const LAST: Key = (u64::MAX, u64::MAX);
+
+impl Hierarchy {
+    /// Pins `block` for reading if it is resident and nobody older waits to change it or for its
+    /// slot. Counts as a use like an acquire; a block that cannot be had counts when its ticket
+    /// asks. `ticket` names the use in a recorded trace.
+    pub fn lease_resident(&mut self, ticket: u64, block: BlockId, next_use: u64) -> Option<SlotId> {
+        let index = self.table.find(block)?;
+        let entry = &self.table[index];
+        if !entry.is_grantable(LAST, Access::Read) || entry.standing == Standing::Leaving {
+            return None;
+        }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.access(ticket, block, Access::Read, next_use);
+        }
+        let entry = &mut self.table[index];
+        entry.next_use = next_use;
+        entry.readers += 1;
+        let slot = entry.slot;
+        self.drop_prefetch(index);
+        self.refile(index);
+        // A resident block has no load to hasten, so no move comes of it.
+        self.note_use(index, Access::Read, &mut Vec::new());
+        self.class(block.part).map(|class| class.slot_id(slot))
+    }
+
+    /// Ends a lease of [`Hierarchy::lease_resident`]: the slot may serve another block from now on.
+    ///
+    /// # Errors
+    /// `Bug` if no lease for reading is held on the block.
+    pub fn end_resident(&mut self, block: BlockId, moves: &mut Vec<Move>) -> Result<()> {
+        let index = self.entry_of(block, "the end of a lease")?;
+        if self.table[index].readers == 0 {
+            return Err(Error::bug("a lease that nobody holds is ended").with("block", block));
+        }
+        self.end_lease(index, Access::Read, Outcome::Clean);
+        self.drop_if_doomed(index, moves);
+        self.refile(index);
+        self.grant_waiters(index, moves);
+        self.reserve_queued(moves);
+        self.write_flushed(moves);
+        Ok(())
+    }
+
+    /// Whether `block` has a slot: resident, or on its way in.
+    pub fn is_on_its_way(&self, block: BlockId) -> bool {
+        self.table.find(block).is_some_and(|index| self.table[index].has_slot())
+    }
+
+    /// The hour is `now`: prefetches for uses before it that still wait for a slot were not
+    /// needed, and are forgotten. Policies learn the hour too.
+    pub fn pass(&mut self, now: u64) {
+        for part in Part::ALL {
+            while let Some(class) = self.class(part)
+                && let Some((use_at, index)) = class.prefetches.first().copied()
+                && use_at < now
+            {
+                self.drop_prefetch(index);
+            }
+            if let Some(class) = self.class(part) {
+                class.policy.hour(now);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::hierarchy::{Event, SlotClass, Want};
+    use crate::storage::policy::PolicyConfig;
+
+    #[test]
+    fn a_resident_block_is_leased_without_a_ticket_and_stays_until_the_end() {
+        let class = SlotClass { part: Part::Weights, slot_bytes: 4096, slots: 1 };
+        let mut hierarchy = Hierarchy::new(&[class], &PolicyConfig::default()).unwrap();
+        let (a, b) = (BlockId::weights(0, 0), BlockId::weights(0, 1));
+        let mut moves = Vec::new();
+        assert_eq!(hierarchy.lease_resident(9, a, 0), None);
+        hierarchy.on(Event::Prefetch { block: a, use_at: 5 }, &mut moves).unwrap();
+        assert!(hierarchy.is_on_its_way(a) && !hierarchy.is_on_its_way(b));
+        assert_eq!(hierarchy.lease_resident(9, a, 0), None, "it is not there yet");
+        hierarchy.on(Event::Loaded { block: a }, &mut moves).unwrap();
+        moves.clear();
+        let slot = hierarchy.lease_resident(9, a, u64::MAX).unwrap();
+        assert_eq!(hierarchy.lease_resident(10, a, u64::MAX), Some(slot), "readers share");
+        let want = Want { block: b, access: Access::Read, next_use: 0 };
+        hierarchy
+            .on(Event::Acquire { ticket: 1, priority: 0, wants: vec![want] }, &mut moves)
+            .unwrap();
+        hierarchy.end_resident(a, &mut moves).unwrap();
+        assert_eq!(moves, [], "the slot is still leased");
+        hierarchy.end_resident(a, &mut moves).unwrap();
+        assert_eq!(moves, [Move::Load { block: b, slot, urgent: true }]);
+        assert!(hierarchy.end_resident(a, &mut moves).is_err());
+        assert_eq!(hierarchy.stats().total().hits, 2);
+    }
+
+    #[test]
+    fn prefetches_for_hours_that_passed_are_forgotten() {
+        let class = SlotClass { part: Part::Weights, slot_bytes: 4096, slots: 1 };
+        let mut hierarchy = Hierarchy::new(&[class], &PolicyConfig::default()).unwrap();
+        let mut moves = Vec::new();
+        for expert in 0..3 {
+            let block = BlockId::weights(0, expert);
+            hierarchy.on(Event::Prefetch { block, use_at: expert as u64 }, &mut moves).unwrap();
+        }
+        let waiting = |hierarchy: &Hierarchy| hierarchy.snapshot().classes[0].prefetches_waiting;
+        assert_eq!(waiting(&hierarchy), 2);
+        hierarchy.pass(2);
+        assert_eq!(waiting(&hierarchy), 1);
+        hierarchy.pass(3);
+        assert_eq!(waiting(&hierarchy), 0);
+    }
+}
