@@ -3,11 +3,17 @@
 //! A command reads its configuration in full before it starts anything, prints what it was asked
 //! for on standard output, and returns an error rather than print one: `main` does that, once.
 
+mod bench;
 mod cache;
+mod chat;
 mod config;
+mod generate;
 mod import;
+mod interrupt;
+mod model;
 mod output;
 mod plan;
+mod random;
 mod run;
 mod store;
 mod train;
@@ -38,6 +44,14 @@ enum Command {
     Export(run::ExportArgs),
     /// Let a run continue a text.
     Sample(run::SampleArgs),
+    /// Let a checkpoint continue prompts, within a memory budget far under its size.
+    Generate(generate::GenerateArgs),
+    /// Measure how fast a checkpoint reads prompts and makes tokens.
+    Bench(bench::BenchArgs),
+    /// Write a checkpoint of random weights in the shape of a real one.
+    RandomCheckpoint(random::RandomArgs),
+    /// Talk with a checkpoint.
+    Chat(chat::ChatArgs),
     /// Predict memory, disk, traffic and speed of a configuration without starting it.
     Plan(plan::PlanArgs),
     /// Compare a checkpoint folder with another implementation's outputs.
@@ -62,6 +76,10 @@ impl Cli {
             Command::Import(args) => args.run(),
             Command::Export(args) => args.run(),
             Command::Sample(args) => args.run(),
+            Command::Generate(args) => args.run(),
+            Command::Chat(args) => args.run(),
+            Command::Bench(args) => args.run(),
+            Command::RandomCheckpoint(args) => args.run(),
             Command::Plan(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::Config(args) => args.run(),

@@ -27,3 +27,14 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     std::fs::write(path, text + "\n")
         .map_err(|e| Error::io(format!("writing {}", path.display()), e))
 }
+
+/// Writes `text` to standard error: what is not the answer itself.
+///
+/// # Errors
+/// As [`print`].
+pub fn note(text: &str) -> Result<()> {
+    match std::io::stderr().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|e| Error::io("writing to standard error", e)),
+    }
+}

@@ -166,7 +166,7 @@ impl SampleArgs {
     }
 }
 
-fn bar(what: &'static str) -> ProgressBar {
+pub(super) fn bar(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(0);
     // The template is a constant; a wrong one would only lose the style.
     if let Ok(style) = ProgressStyle::with_template("{bar:24.cyan/white} {pos}/{len} {msg} {eta}") {

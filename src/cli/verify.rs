@@ -2,6 +2,8 @@
 
 use super::output;
 use crate::base::{Error, ErrorKind, Result};
+use crate::infer::options::Options;
+use crate::infer::verify as infer;
 use crate::train::verify::{Findings, Request, verify};
 use clap::Args;
 use std::fmt::Write;
@@ -41,6 +43,13 @@ impl VerifyArgs {
     /// # Errors
     /// Beyond a tolerance, and whatever keeps the checkpoint from being run.
     pub fn run(self) -> Result<()> {
+        // What is set is a configuration of the training path.
+        if self.sets.is_empty() {
+            self.generate()?;
+        }
+        if self.sets.is_empty() && self.train_reference.is_none() {
+            return Ok(());
+        }
         let findings = verify(&Request {
             model: self.model,
             reference: self.reference,
@@ -60,6 +69,36 @@ impl VerifyArgs {
         Err(Error::new(ErrorKind::Mismatch, "the checkpoint differs from its reference")
             .with("tolerance", self.tolerance)
             .with("train_tolerance", self.train_tolerance))
+    }
+
+    /// The path that generates: logits and greedy tokens, resident and streamed.
+    fn generate(&self) -> Result<()> {
+        let findings = infer::verify(&infer::Request {
+            options: Options::new(&self.model),
+            reference: self.reference.clone(),
+            tolerance: self.tolerance,
+            prompt: infer::PROMPT,
+        })?;
+        let same = if findings.identical { "bit for bit the same" } else { "DIFFERENT" };
+        output::print(&format!(
+            "logits      largest difference {:.2e}\n\
+             greedy      {} of {} tokens equal\n\
+             streamed    {} of {} slots, {} bytes read: {same}\n",
+            findings.logits_max_abs,
+            findings.greedy_equal,
+            findings.greedy_total,
+            findings.smallest_slots,
+            findings.resident_slots,
+            findings.smallest_bytes_read,
+        ))?;
+        if let Some(path) = self.json.as_ref().filter(|_| self.train_reference.is_none()) {
+            output::write_json(path, &findings)?;
+        }
+        if findings.passed {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Mismatch, "the checkpoint differs from its reference")
+            .with("tolerance", self.tolerance))
     }
 }
 

@@ -18,6 +18,7 @@ pub mod loss;
 pub mod norm;
 pub mod optim;
 pub mod params;
+pub mod random;
 pub mod rope;
 pub mod shared;
 pub mod switches;

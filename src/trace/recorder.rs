@@ -88,6 +88,13 @@ pub struct RecorderOptions {
     pub steps: u64,
 }
 
+impl RecorderOptions {
+    /// Nothing is recorded.
+    pub fn off() -> Self {
+        Self { enabled: false, max_events: 0, steps: 0 }
+    }
+}
+
 impl Default for RecorderOptions {
     fn default() -> Self {
         Self { enabled: true, max_events: 200_000, steps: 8 }

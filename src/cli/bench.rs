@@ -1,0 +1,160 @@
+//! `semoe bench`: how fast a checkpoint reads prompts and makes tokens, in one memory.
+
+use super::model::{ModelArgs, announce};
+use super::output;
+use crate::base::{Error, Result};
+use crate::infer::figures::Passes;
+use crate::infer::generator::Generator;
+use crate::infer::memory::peak_memory;
+use crate::infer::options::Settings;
+use crate::infer::sampler::Sampling;
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Lengths of the prompts.
+    #[arg(long, short = 'p', value_delimiter = ',', default_value = "128,512")]
+    prompts: Vec<usize>,
+    /// Tokens to make after a prompt of one token.
+    #[arg(long, short = 'n', default_value_t = 64)]
+    tokens: usize,
+    /// Times that each is measured, after one time that is not.
+    #[arg(long, short = 'r', default_value_t = 3)]
+    repeats: usize,
+    /// Also write the table as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// One test, the median of its repeats by time.
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    test: String,
+    tokens_per_s: f64,
+    bytes_read_per_token: f64,
+    hit_rate: f64,
+    exposed_io_share: f64,
+    disk_busy_share: f64,
+    compute_share: f64,
+}
+
+impl Row {
+    fn new(test: String, passes: &Passes) -> Self {
+        Self {
+            test,
+            tokens_per_s: passes.tokens_per_s(),
+            bytes_read_per_token: passes.bytes_per_token(),
+            hit_rate: passes.hit_rate(),
+            exposed_io_share: passes.share(passes.exposed_io),
+            disk_busy_share: passes.share(passes.disk_busy),
+            compute_share: passes.share(passes.busy),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    /// Of the longest prompt.
+    prompt_tokens_per_s: f64,
+    decode_tokens_per_s: f64,
+    bytes_read_per_token: f64,
+    hit_rate: f64,
+    exposed_io_share: f64,
+    peak_rss_bytes: u64,
+    rows: &'a [Row],
+    settings: &'a Settings,
+}
+
+impl BenchArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// As [`Generator::open`] and [`Generator::run`].
+    pub fn run(self) -> Result<()> {
+        if self.repeats == 0 {
+            return Err(Error::config("repeats must be at least 1"));
+        }
+        let mut generator = Generator::open(&self.model.options(1)?)?;
+        announce(&generator)?;
+        let mut rows = Vec::new();
+        for length in self.prompts.iter().copied().filter(|length| *length > 0) {
+            let passes = self.median(&mut generator, length, 0)?;
+            rows.push(Row::new(format!("prompt {length}"), &passes));
+        }
+        let prompt = rows.last().map_or(0.0, |row: &Row| row.tokens_per_s);
+        let mut decode = Passes::default();
+        if self.tokens > 0 {
+            decode = self.median(&mut generator, 1, self.tokens)?;
+            rows.push(Row::new(format!("decode {}", self.tokens), &decode));
+        }
+        output::print(&table(&rows))?;
+        let settings = generator.settings().clone();
+        generator.finish()?;
+        if let Some(path) = &self.json {
+            let report = Report {
+                prompt_tokens_per_s: prompt,
+                decode_tokens_per_s: decode.tokens_per_s(),
+                bytes_read_per_token: decode.bytes_per_token(),
+                hit_rate: decode.hit_rate(),
+                exposed_io_share: decode.share(decode.exposed_io),
+                peak_rss_bytes: peak_memory()?,
+                rows: &rows,
+                settings: &settings,
+            };
+            output::write_json(path, &report)?;
+        }
+        Ok(())
+    }
+
+    fn median(&self, generator: &mut Generator, length: usize, most: usize) -> Result<Passes> {
+        let mut measured = Vec::with_capacity(self.repeats);
+        for repeat in 0..=self.repeats {
+            let vocab = generator.config().vocab as u64;
+            let text = draws(repeat as u64, length, vocab);
+            let mut job = generator.job(text, Sampling::greedy(), most);
+            job.ends.clear();
+            generator.take_figures()?;
+            generator.run(vec![job], |_| Ok(()))?;
+            let figures = generator.take_figures()?;
+            if repeat > 0 {
+                measured.push(if most > 0 { figures.decode } else { figures.all() });
+            }
+        }
+        measured.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        Ok(measured[measured.len() / 2])
+    }
+}
+
+/// Token ids that differ from repeat to repeat, so that no cache of keys and values serves them.
+fn draws(seed: u64, length: usize, vocab: u64) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut draw = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) % vocab
+    };
+    (0..length).map(|_| draw() as u32).collect()
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<14} {:>10} {:>12} {:>8} {:>10} {:>10} {:>10}\n",
+        "test", "tokens/s", "read/token", "hits", "waiting", "disk busy", "computing"
+    );
+    for row in rows {
+        text += &format!(
+            "{:<14} {:>10.2} {:>9.2} MB {:>7.1}% {:>9.1}% {:>9.1}% {:>9.1}%\n",
+            row.test,
+            row.tokens_per_s,
+            row.bytes_read_per_token * 1e-6,
+            100.0 * row.hit_rate,
+            100.0 * row.exposed_io_share,
+            100.0 * row.disk_busy_share,
+            100.0 * row.compute_share,
+        );
+    }
+    text
+}

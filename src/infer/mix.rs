@@ -1,0 +1,188 @@
+//! Which rows an expert takes, and the sum of what the experts of a row give.
+//!
+//! Law 4: outputs land in `[T,K,H]` and are summed in the order of K, so the order in which
+//! experts arrive and compute changes nothing.
+//!
+//! Legend: T rows of a pass, K experts a row, H hidden, N rows of one expert.
+
+use crate::base::{Error, Result};
+use crate::model::forward::Routes;
+use crate::model::kernels::linear::{ExpertWeights, Work, expert};
+
+/// The routed experts of one layer and pass. Its buffers grow to the largest pass and stay.
+#[derive(Debug, Default)]
+pub struct Mix {
+    hidden: usize,
+    top_k: usize,
+    /// `[T,K]`.
+    weights: Vec<f32>,
+    /// Places `t·K + k`, those of one expert together, in order.
+    places: Vec<u32>,
+    /// For each chosen expert, ascending: the expert, and where its places begin.
+    chosen: Vec<(usize, usize)>,
+    /// `[T,K,H]`.
+    out_tkh: Vec<f32>,
+    x_nh: Vec<f32>,
+    weight_n: Vec<f32>,
+    out_nh: Vec<f32>,
+}
+
+impl Mix {
+    /// Takes in the routes of a layer.
+    pub fn begin(&mut self, routes: &Routes, hidden: usize) {
+        (self.hidden, self.top_k) = (hidden, routes.top_k);
+        self.weights.clear();
+        self.weights.extend_from_slice(&routes.weights);
+        self.places.clear();
+        self.places.extend(0..routes.experts.len() as u32);
+        let expert_at = |place: u32| routes.experts[place as usize];
+        self.places.sort_unstable_by_key(|place| (expert_at(*place), *place));
+        self.chosen.clear();
+        for (at, place) in self.places.iter().enumerate() {
+            let expert = usize::from(expert_at(*place));
+            if self.chosen.last().is_none_or(|(last, _)| *last != expert) {
+                self.chosen.push((expert, at));
+            }
+        }
+        let needed = self.places.len() * hidden;
+        if self.out_tkh.len() < needed {
+            self.out_tkh.resize(needed, 0.0);
+        }
+    }
+
+    /// The experts that any row chose, ascending.
+    pub fn chosen(&self) -> impl Iterator<Item = usize> + '_ {
+        self.chosen.iter().map(|(expert, _)| *expert)
+    }
+
+    /// Computes one expert on its rows of `y_th`.
+    ///
+    /// # Errors
+    /// `Bug` for an expert that no row chose; as the kernel.
+    pub fn run(
+        &mut self,
+        index: usize,
+        weights: &ExpertWeights<'_>,
+        y_th: &[f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        let nth = self.chosen.binary_search_by_key(&index, |(expert, _)| *expert);
+        let nth = nth.map_err(|_| {
+            Error::bug("an expert computes that no row chose").with("expert", index)
+        })?;
+        let from = self.chosen[nth].1;
+        let to = self.chosen.get(nth + 1).map_or(self.places.len(), |(_, at)| *at);
+        let (h, k) = (self.hidden, self.top_k.max(1));
+        let places = &self.places[from..to];
+        if let [place] = places {
+            let place = *place as usize;
+            let x = &y_th[place / k * h..][..h];
+            let out = &mut self.out_tkh[place * h..][..h];
+            out.fill(0.0);
+            return expert(weights, x, &self.weights[place..=place], out, work);
+        }
+        self.x_nh.clear();
+        self.weight_n.clear();
+        for place in places {
+            let place = *place as usize;
+            self.x_nh.extend_from_slice(&y_th[place / k * h..][..h]);
+            self.weight_n.push(self.weights[place]);
+        }
+        self.out_nh.clear();
+        self.out_nh.resize(places.len() * h, 0.0);
+        expert(weights, &self.x_nh, &self.weight_n, &mut self.out_nh, work)?;
+        for (place, out) in places.iter().zip(self.out_nh.chunks_exact(h)) {
+            self.out_tkh[*place as usize * h..][..h].copy_from_slice(out);
+        }
+        Ok(())
+    }
+
+    /// Adds the sum over K of each row's experts to `x_th`.
+    pub fn add_to(&self, x_th: &mut [f32]) {
+        let (h, k) = (self.hidden, self.top_k.max(1));
+        for (x, out_kh) in x_th.chunks_exact_mut(h).zip(self.out_tkh.chunks_exact(k * h)) {
+            for (i, x) in x.iter_mut().enumerate() {
+                let sum: f32 = (0..k).map(|nth| out_kh[nth * h + i]).sum();
+                *x += sum;
+            }
+        }
+    }
+
+    /// Bytes of the buffers of a pass of `rows` rows.
+    pub fn bytes(rows: usize, top_k: usize, hidden: usize) -> u64 {
+        let each_row = top_k * hidden + 2 * hidden + 2 * top_k + 2;
+        4 * (rows * each_row) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::kernels::linear::{Activation, GateUp, OwnedMatrix};
+
+    const H: usize = 4;
+    const F: usize = 3;
+
+    struct Owned([OwnedMatrix; 3]);
+
+    impl Owned {
+        fn new(seed: usize) -> Self {
+            let matrix = |rows, cols, salt: usize| {
+                let value = |i: usize| ((i * 7 + seed * 13 + salt * 5) % 11) as f32 * 0.1 - 0.5;
+                let values: Vec<f32> = (0..rows * cols).map(value).collect();
+                OwnedMatrix::from_f32(rows, cols, &values).unwrap()
+            };
+            Self([matrix(F, H, 0), matrix(F, H, 1), matrix(H, F, 2)])
+        }
+
+        fn weights(&self) -> ExpertWeights<'_> {
+            let [gate, up, down] = &self.0;
+            let (gate, up) = (gate.view().into(), up.view().into());
+            let gate_up = GateUp::Apart { gate, up };
+            let activation = Activation::SwiGlu;
+            ExpertWeights { gate_up, down: down.view().into(), activation }
+        }
+    }
+
+    #[test]
+    fn the_order_of_experts_changes_nothing_and_each_pair_counts_once() {
+        let experts: Vec<Owned> = (0..4).map(Owned::new).collect();
+        let routes = Routes {
+            top_k: 2,
+            experts: vec![2, 0, 0, 3, 2, 3],
+            weights: vec![0.5, 0.25, 1.0, 0.125, 0.75, 2.0],
+        };
+        let y: Vec<f32> = (0..3 * H).map(|i| i as f32 * 0.3 - 1.0).collect();
+        let mut work = Work::new(1).unwrap();
+        let mut results = Vec::new();
+        for order in [[0, 2, 3], [3, 2, 0], [2, 3, 0]] {
+            let mut mix = Mix::default();
+            mix.begin(&routes, H);
+            assert_eq!(mix.chosen().collect::<Vec<_>>(), [0, 2, 3]);
+            for index in order {
+                mix.run(index, &experts[index].weights(), &y, &mut work).unwrap();
+            }
+            let mut x = vec![1.0; 3 * H];
+            mix.add_to(&mut x);
+            results.push(x);
+        }
+        assert!(results.iter().all(|x| *x == results[0]));
+        // The same, pair by pair.
+        for (t, x) in results[0].chunks(H).enumerate() {
+            let mut sum = [0.0; H];
+            for k in 0..2 {
+                let place = t * 2 + k;
+                let mut out = [0.0; H];
+                let weights = experts[usize::from(routes.experts[place])].weights();
+                let weight = [routes.weights[place]];
+                expert(&weights, &y[t * H..][..H], &weight, &mut out, &mut work).unwrap();
+                sum.iter_mut().zip(out).for_each(|(sum, out)| *sum += out);
+            }
+            let expected: Vec<f32> = sum.iter().map(|sum| 1.0 + sum).collect();
+            assert_eq!(x, expected);
+        }
+        let mut mix = Mix::default();
+        mix.begin(&routes, H);
+        assert!(mix.run(1, &experts[1].weights(), &y, &mut work).is_err());
+    }
+}

@@ -1,0 +1,104 @@
+//! What batching, chunks, threads, budgets and the order of arrival may not change, and what they
+//! may cost.
+
+use crate::common::{generate, options, prompts};
+use semoe::infer::generator::Generator;
+use semoe::infer::options::Options;
+use semoe::infer::sampler::Sampling;
+use semoe::storage::disk::{DirectChoice, EngineChoice};
+use semoe::storage::policy::{PolicyConfig, PolicyKind};
+
+#[test]
+fn texts_made_together_are_those_made_alone_while_evicting() {
+    let prompts = prompts(3);
+    let warm = Sampling { temperature: 1.5, top_k: 20, seed: 3, ..Sampling::greedy() };
+    for sampling in [Sampling::greedy(), warm] {
+        let mut alone = Vec::new();
+        for prompt in &prompts {
+            let resident = options("qwen2_moe", None, 1);
+            let (texts, _) =
+                generate(&resident, std::slice::from_ref(prompt), sampling, 12).unwrap();
+            alone.extend(texts);
+        }
+        assert!(alone.iter().all(|text| text.len() == 12));
+        for (slots, sequences) in [(1, 2), (3, 3), (5, 1)] {
+            let few = options("qwen2_moe", Some(slots), sequences);
+            let (together, figures) = generate(&few, &prompts, sampling, 12).unwrap();
+            assert_eq!(together, alone, "{slots} slots, {sequences} at once");
+            assert!(figures.decode.misses > 0, "nothing was evicted: {figures:?}");
+        }
+    }
+}
+
+#[test]
+fn neither_chunks_nor_threads_nor_the_disk_nor_the_policy_change_a_text() {
+    let prompts = prompts(2);
+    let make = |options: &Options| generate(options, &prompts, Sampling::greedy(), 8).unwrap().0;
+    let base = options("olmoe", Some(3), 2);
+    let expected = make(&base);
+    for chunk in [1, 7, 64] {
+        assert_eq!(make(&Options { chunk, ..base.clone() }), expected, "chunks of {chunk}");
+    }
+    for threads in [1, 3] {
+        assert_eq!(make(&Options { threads, ..base.clone() }), expected, "{threads} threads");
+    }
+    for kind in PolicyKind::ALL {
+        let policy = PolicyConfig { kind, ..base.policy.clone() };
+        assert_eq!(make(&Options { policy, ..base.clone() }), expected, "{kind}");
+    }
+    for engine in [EngineChoice::Auto, EngineChoice::Pool] {
+        for direct in [DirectChoice::Auto, DirectChoice::Off] {
+            let mut options = base.clone();
+            (options.io.engine, options.io.direct) = (engine, direct);
+            assert_eq!(make(&options), expected, "{engine:?} {direct:?}");
+        }
+    }
+}
+
+#[test]
+fn a_chunk_of_a_prompt_reads_each_expert_at_most_once() {
+    let prompt: Vec<u32> = (0..60).map(|at| at * 7 % 90 + 3).collect();
+    for (slots, chunk) in [(2, 64), (2, 20), (1, 64)] {
+        let options = Options { chunk, ..options("olmoe", Some(slots), 1) };
+        let mut generator = Generator::open(&options).unwrap();
+        let blocks = u64::from(generator.settings().effective.blocks);
+        let job = generator.job(prompt.clone(), Sampling::greedy(), 0);
+        generator.run(vec![job], |_| Ok(())).unwrap();
+        let loads = generator.cache().with(|hierarchy| hierarchy.stats().total().loads);
+        let figures = generator.finish().unwrap();
+        let chunks = prompt.len().div_ceil(chunk) as u64;
+        assert_eq!(figures.prompt.passes, chunks);
+        assert!(loads <= blocks * chunks, "{loads} loads of {blocks} blocks in {chunks} chunks");
+        assert!(loads > blocks / 2, "a prompt of 60 tokens uses most experts");
+    }
+}
+
+#[test]
+fn what_was_read_is_not_read_again() {
+    let prompt = prompts(4).pop().unwrap();
+    let mut generator = Generator::open(&options("olmoe", None, 1)).unwrap();
+    let first = generator.job(prompt.clone(), Sampling::greedy(), 4);
+    let mut text = prompt;
+    generator
+        .run(vec![first], |said| {
+            if let semoe::infer::session::Said::Token { token, .. } = said {
+                text.push(*token);
+            }
+            Ok(())
+        })
+        .unwrap();
+    text.extend([5, 6, 7]);
+    let (length, mut found) = (text.len(), None);
+    let next = generator.job(text, Sampling::greedy(), 1);
+    generator
+        .run(vec![next], |said| {
+            if let semoe::infer::session::Said::Ended { reused, .. } = said {
+                found = Some(*reused);
+            }
+            Ok(())
+        })
+        .unwrap();
+    // All but the last made token, which was told and never fed, and what is new.
+    assert_eq!(found, Some(length - 4));
+    generator.finish().unwrap();
+}
