@@ -91,3 +91,54 @@ fn what_idle_skip_leaves_out_makes_a_difference() {
     assert_eq!(exact[0], skip[0]);
     assert_ne!(exact, skip);
 }
+
+/// Chooses the first two experts of every layer, always.
+struct Favourites(TopK);
+
+impl Gate for Favourites {
+    fn name(&self) -> &'static str {
+        "favourites"
+    }
+
+    fn top_k(&self) -> usize {
+        self.0.top_k
+    }
+
+    fn select(&mut self, ctx: &GateContext, logits_te: &Tensor) -> Result<Selection> {
+        let logits = logits_te.copy();
+        let _ = logits.narrow(1, 2, logits.size()[1] - 2).fill_(-1e9);
+        self.0.select(ctx, &logits)
+    }
+
+    fn weights(&self, logits_te: &Tensor, selection: &Selection) -> Result<Tensor> {
+        self.0.weights(logits_te, selection)
+    }
+}
+
+#[test]
+fn experts_that_no_token_chose_cost_no_io() {
+    let dir = tempfile::tempdir().unwrap();
+    // Without a commit in between: what it writes belongs to no expert's use.
+    let sets =
+        ["storage.host=144KiB", "actors.prefetcher.predictor=last-step", "train.commit_every=1000"]
+            .map(String::from);
+    let config = Config::parse(crate::common::TINY, Path::new("tiny.toml"), &sets).unwrap();
+    let gate = TopK { top_k: 2, renormalise: false, capacity_factor: None };
+    let favourites = move |_: &ModelConfig| -> Result<Box<dyn Gate>> {
+        let TopK { top_k, renormalise, capacity_factor } = gate;
+        Ok(Box::new(Favourites(TopK { top_k, renormalise, capacity_factor })))
+    };
+    Pipeline::new(config).gate(favourites).run_dir(dir.path()).train().unwrap();
+    // Six of 24 experts are used: weights three times (forward, backward, update), the state, and
+    // the gradient, which may be spilled and read again.
+    let (weights, state, grad) = (36 << 10, 72 << 10, 36 << 10);
+    let most = 6 * (3 * weights + state + 2 * grad);
+    let all = 24 * (2 * weights + state);
+    assert!(most < all, "the case shows nothing");
+    for line in crate::common::metrics(dir.path()) {
+        for key in ["bytes_read", "bytes_written"] {
+            let bytes = line[key].as_u64().unwrap();
+            assert!(bytes <= most, "step {}: {key} = {bytes} of {most}", line["step"]);
+        }
+    }
+}

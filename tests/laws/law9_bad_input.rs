@@ -2,7 +2,12 @@
 //! for what was asked wrongly and 1 for what went wrong, and loses nothing committed.
 
 use crate::common::{losses, metrics, semoe, tiny, train};
+use semoe::base::Part;
+use semoe::storage::index::SledIndex;
+use semoe::storage::store::{Store, StoreOptions};
 use std::fmt::Write;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// A folder with the tiny configuration, and the messages of what was refused in it.
@@ -165,31 +170,94 @@ fn a_run_goes_on_as_what_it_is_or_not_at_all() {
     assert_eq!(losses(&run)[..5], before);
 }
 
-#[test]
-fn a_flipped_bit_is_found_and_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = train(dir.path(), "run", &[]);
-    let file = run.join("store/weights.dat");
-    let mut bytes = std::fs::read(&file).unwrap();
-    for at in (1000..bytes.len()).step_by(4096) {
-        bytes[at] ^= 4;
+/// Flips a bit in each block of a part that the last commit of a run has.
+fn flip_all(run: &Path, part: Part) {
+    let store = Store::open(&run.join("store"), &StoreOptions::default()).unwrap();
+    for (_, located) in store.last_commit().unwrap().blocks().filter(|(b, _)| b.part == part) {
+        let file = store.files().into_iter().find(|file| file.id == located.extent.file).unwrap();
+        flip(&file.path, located.extent.offset + 1000);
     }
-    std::fs::write(&file, bytes).unwrap();
-    let output = semoe(&["export", run.to_str().unwrap()]);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("checksum") && text.contains("weights.dat"), "{text}");
+}
+
+fn flip(file: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(file).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], offset).unwrap();
+}
+
+/// Makes the entry of a block point beyond its file, with a checksum that fits.
+fn point_outside(run: &Path) {
+    let index = SledIndex::open(&run.join("store/index"), 1 << 20).unwrap();
+    let entries = index.scan().unwrap();
+    let (key, mut value) = entries.into_iter().find(|(key, _)| key[0] == b'b').unwrap();
+    value[2..10].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&key), &value[..30]);
+    value[30..34].copy_from_slice(&crc.to_le_bytes());
+    index.insert(&key, &value).unwrap();
+    index.flush().unwrap();
 }
 
 #[test]
-fn a_truncated_data_file_is_found_and_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = train(dir.path(), "run", &[]);
-    let file = run.join("store/weights.dat");
-    let len = std::fs::metadata(&file).unwrap().len();
-    std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(len / 2).unwrap();
-    let output = semoe(&["eval", run.to_str().unwrap()]);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_ne!(output.status.code(), Some(0), "{text}");
-    assert!(text.contains("weights.dat"), "{text}");
+fn damage_is_found_and_named() {
+    let mut book = Book::new();
+    let run = train(book.dir.path(), "run", &["data.validation=0.1"]);
+    let before = losses(&run);
+    let harmed = |book: &Book, name: &str| copy(&run, &book.path(name));
+    let six = ["train.steps=6", "data.validation=0.1"];
+
+    let cut = harmed(&book, "cut");
+    let weights = cut.join("store/weights.dat");
+    let len = std::fs::metadata(&weights).unwrap().len();
+    OpenOptions::new().write(true).open(&weights).unwrap().set_len(len / 2).unwrap();
+    book.refuse_resume("a truncated data file, to go on", &cut, &six);
+    book.refuse("a truncated data file, to evaluate", &["eval", cut.to_str().unwrap()]);
+
+    let flipped = harmed(&book, "flipped");
+    flip_all(&flipped, Part::Weights);
+    book.refuse_resume("flipped bits, to go on", &flipped, &six);
+    book.refuse("flipped bits, to export", &["export", flipped.to_str().unwrap()]);
+    book.refuse("flipped bits, to check", &["store", "check", flipped.to_str().unwrap()]);
+
+    let dense = harmed(&book, "dense");
+    flip_all(&dense, Part::Dense);
+    book.refuse_resume("a flipped bit in the dense state", &dense, &six);
+
+    let outside = harmed(&book, "outside");
+    point_outside(&outside);
+    book.refuse_resume("an index that points outside its file", &outside, &six);
+
+    let index = harmed(&book, "index");
+    let db = index.join("store/index/db");
+    std::fs::write(&db, vec![7; std::fs::metadata(&db).unwrap().len() as usize]).unwrap();
+    book.refuse_resume("an index of rubbish", &index, &six);
+
+    let manifest = harmed(&book, "manifest");
+    std::fs::write(manifest.join("store/store.json"), "{").unwrap();
+    book.refuse_resume("a damaged manifest", &manifest, &six);
+
+    let lines = harmed(&book, "lines");
+    let text = std::fs::read_to_string(lines.join("metrics.jsonl")).unwrap();
+    std::fs::write(lines.join("metrics.jsonl"), text.replacen("\"step\":2", "\"step\":", 1))
+        .unwrap();
+    book.refuse_resume("a damaged line of metrics", &lines, &six);
+
+    let tokens = harmed(&book, "tokens");
+    let named = |path: &Path| path.to_str().unwrap().ends_with(".train.tokens");
+    let files = std::fs::read_dir(tokens.join("data")).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.into_iter().find(|path| named(path)).unwrap();
+    flip(&file, 100);
+    book.refuse_resume("a damaged token file", &tokens, &six);
+    std::fs::remove_file(&file).unwrap();
+    for file in std::fs::read_dir(tokens.join("data")).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let goes_on = ["--set", six[0], "--set", six[1]];
+    book.goes_on(&tokens, &goes_on, 6);
+
+    book.goes_on(&run, &goes_on, 6);
+    assert_eq!(losses(&run)[..5], before);
+    assert_eq!(losses(&run), losses(&tokens));
+    let name = |path: PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    insta::assert_snapshot!("damage", book.text.replace(&name(file.with_extension("")), "NAME"));
 }
