@@ -30,10 +30,10 @@ enum Transfer {
 
 /// See the module.
 pub struct Tiers {
+    io: IoService, // Dropped first: it answers what is under way, in slots still mapped.
     hierarchy: Hierarchy,
     arena: Arc<Arena>,
     store: Store,
-    io: IoService,
     done: Receiver<IoDone>,
     transfers: HashMap<u64, Transfer>,
     next_tag: u64,
