@@ -15,7 +15,7 @@ use semoe::train::pipeline::Pipeline;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-const STEPS: usize = 12;
+const STEPS: usize = 18;
 
 /// Bytes that this process had read from and written to block devices, `(read, written)`.
 fn kernel() -> (u64, u64) {
@@ -77,7 +77,7 @@ steps = {STEPS}
 batch = 4
 micro_batch = 2
 seq = 32
-commit_every = 6
+commit_every = 12
 [storage]
 host = "16MiB"
 "#

@@ -70,7 +70,7 @@ impl Default for Storage {
             threshold: 2.0,
             beta: 0.5,
             decay_every: 64,
-            index_cache: Bytes(8 << 20),
+            index_cache: Bytes(1 << 20),
             checkpoints: 1,
         }
     }
