@@ -154,7 +154,8 @@ impl Prefetcher {
         self.moves = moves;
         let stats = self.parts.cache.with(|hierarchy| hierarchy.stats().total());
         self.parts.meter.hits.store(stats.hits, Ordering::Relaxed);
-        self.parts.meter.misses.store(stats.misses, Ordering::Relaxed);
+        // A block that is on its way in when it is asked for was not there: no hit.
+        self.parts.meter.misses.store(stats.misses + stats.late, Ordering::Relaxed);
     }
 
     fn carry_out(&mut self, step: Move) -> Result<()> {

@@ -90,7 +90,8 @@ fn rows(spans: &[Span]) -> Vec<Row<'_>> {
             EXPOSED => (1, "waited for".to_owned()),
             "io" if span.name.starts_with("write") => (3, "writes".to_owned()),
             "io" if span.name.starts_with("read") => (2, "reads".to_owned()),
-            "control" => continue,
+            // What the io lane does besides blocks (batches, commits) is not worth a row.
+            "control" | "io" => continue,
             other => (4, other.to_owned()),
         };
         found.entry((span.rank, place, lane)).or_default().push(span);
