@@ -31,7 +31,7 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// Writes `text` to standard error: what is not the answer itself.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn note(text: &str) -> Result<()> {
     match std::io::stderr().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -47,7 +47,7 @@ impl RandomArgs {
     /// Runs the command.
     ///
     /// # Errors
-    /// As [`write`].
+    /// As [`write()`].
     pub fn run(self) -> Result<()> {
         let shard: Bytes = self.shard.parse().map_err(Error::config)?;
         let config = self.shape.config();

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. What is read is what
-//! llama.cpp's converter writes for the architectures of [`config`].
+//! llama.cpp's converter writes for the architectures of `config`.
 
 mod config;
 mod header;

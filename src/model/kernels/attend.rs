@@ -102,7 +102,7 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 dispatched! {
-    /// out[i] = Σ_j softmax(q_i · k_j) v_j over the keys of query i, at most [`QUERIES`] of them;
+    /// `out[i] = Σ_j softmax(q_i · k_j) v_j` over the keys of query i, at most [`QUERIES`] of them;
     /// `out` is [queries, value_dim].
     pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out: &mut [f32]) = attend_body;
 }
@@ -198,7 +198,7 @@ fn attend_body(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, ou
     }
 }
 
-/// Scores of R queries, `q` [element][R], over one tile of keys, to rows of `out` `stride` apart.
+/// Scores of R queries, `q` `[element][R]`, over one tile of keys, to rows of `out` `stride` apart.
 #[inline(always)]
 fn score<const R: usize>(q: &[f32], keys: &[f32], out: &mut [f32], stride: usize) {
     let mut sums = [[0.0f32; TILE]; R];
@@ -242,7 +242,7 @@ fn exponentials(scores: &mut [f32], sink: Option<f32>) -> f32 {
     sums.iter().sum::<f32>() + sink.map_or(0.0, |sink| exp(sink - most))
 }
 
-/// out[r] += Σ_j p[r][j] · rows[j], keys in order; rows of `p` lie `stride` apart.
+/// `out[r] += Σ_j p[r][j] · rows[j]`, keys in order; rows of `p` lie `stride` apart.
 #[inline(always)]
 fn weigh<const R: usize>(p: &[f32], stride: usize, rows: &[f32], out: &mut [f32]) {
     const LANES: usize = 16;
@@ -276,7 +276,7 @@ fn weigh<const R: usize>(p: &[f32], stride: usize, rows: &[f32], out: &mut [f32]
     }
 }
 
-/// A tile [element][key] as [key][element].
+/// A tile `[element][key]` as `[key][element]`.
 #[inline(always)]
 fn transpose<'a>(tile: &[f32], out: &'a mut [f32], dim: usize) -> &'a [f32] {
     for (d, keys) in tile.as_chunks::<TILE>().0.iter().enumerate() {

@@ -18,12 +18,12 @@ dispatched! {
 }
 
 dispatched! {
-    /// Turns elements i and i + D/2 of `x` [D] by the angle whose cosine and sine are at i.
+    /// Turns elements i and i + D/2 of `x` `[D]` by the angle whose cosine and sine are at i.
     pub fn rotate_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_halves_body;
 }
 
 dispatched! {
-    /// Turns elements 2i and 2i + 1 of `x` [D].
+    /// Turns elements 2i and 2i + 1 of `x` `[D]`.
     pub fn rotate_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) = rotate_pairs_body;
 }
 

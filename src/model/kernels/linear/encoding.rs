@@ -35,7 +35,7 @@ pub enum Encoding {
     Q4K,
     /// GGUF: 210 bytes for 256 elements: low nibbles, high pairs of bits, 16 × i8 scale, f16 d.
     Q6K,
-    /// i8, each row padded with zeros to a multiple of 32; `scales`: f32 [M].
+    /// i8, each row padded with zeros to a multiple of 32; `scales`: f32 `[M]`.
     Int8,
     /// Nibbles q in chunks of 64, each row padded with zeros to whole chunks. `scales`, for each
     /// row: f16 scale [⌈K/group⌉], then f16 zero [⌈K/group⌉]; an element is scale · q + zero.

@@ -98,7 +98,7 @@ impl ExpertWeights<'_> {
     }
 }
 
-/// out[n, :] += weight[n] · expert(x[n, :]) for the N rows given: x and out [N, H].
+/// `out[n, :] += weight[n] · expert(x[n, :])` for the N rows given: x and out `[N, H]`.
 ///
 /// Law 4: a row's result depends on its x and weight alone, as [`super::linear`]'s does.
 ///
@@ -194,7 +194,7 @@ impl ExpertWeights<'_> {
         }
     }
 
-    /// Decodes the biases as the outputs lie: [2F], then [H]; zeros for those that there are not.
+    /// Decodes the biases as the outputs lie: `[2F]`, then `[H]`; zeros for those that there are not.
     /// Whether there is any.
     fn biases(&self, width: usize, bias: &mut [f32]) -> Result<bool> {
         let (gate_up, down) = bias.split_at_mut(2 * width);

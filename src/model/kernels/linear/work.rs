@@ -22,7 +22,7 @@ pub(super) struct Scratch {
     pub gate_up: Vec<f32>,
     pub act: Vec<f32>,
     pub out: Vec<f32>,
-    /// Biases as f32: gate's and up's [2F], down's [H].
+    /// Biases as f32: gate's and up's `[2F]`, down's `[H]`.
     pub bias: Vec<f32>,
 }
 

@@ -2,7 +2,7 @@
 //! sums in f32.
 //!
 //! One product serves all: rows in f32 as they lie, times a panel of P columns that was widened and
-//! laid out [K, P] just before ([`pack`]), by tiles whose sums stay in registers ([`tile`]). A task
+//! laid out [K, P] just before (`pack`), by tiles whose sums stay in registers (`tile`). A task
 //! is a panel (or, for weight gradients, a strip of rows), so threads share nothing but reading.
 //!
 //! ```text

@@ -20,7 +20,7 @@ pub struct Left {
     pub step: usize,
 }
 
-/// sums[r] += Σ_k left[r, k] · panel[k].
+/// `sums[r] += Σ_k left[r, k] · panel[k]`.
 ///
 /// # Safety
 /// The instruction set is there; `R` rows of the left operand and the panel are readable over `k`.
