@@ -26,6 +26,9 @@ pub(super) struct Book<'a> {
     pub validation: Option<f64>,
     /// Reports of the current pass, one a rank as they come.
     pass: Vec<PassReport>,
+    /// The last step as configured, after which the script evaluates: not after one that the run
+    /// is stopped at.
+    planned: Step,
     /// A step whose evaluation is under way.
     waiting: Option<StepMetrics>,
     evaluated: (f64, u64, u32),
@@ -55,6 +58,7 @@ impl<'a> Book<'a> {
             loss: f64::NAN,
             validation: None,
             pass: Vec::new(),
+            planned: last,
             waiting: None,
             evaluated: (0.0, 0, 0),
             tokens: 0,
@@ -89,7 +93,7 @@ impl<'a> Book<'a> {
             self.tokens += metrics.tokens;
             self.seconds += metrics.seconds;
         }
-        if self.rhythm.evaluates_after(metrics.step, metrics.step == self.last) {
+        if self.rhythm.evaluates_after(metrics.step, metrics.step == self.planned) {
             self.waiting = Some(metrics);
             return Ok(());
         }
