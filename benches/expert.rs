@@ -9,7 +9,8 @@
 use memmap2::MmapMut;
 use semoe::model::compute::{has_bf16_products, in_effect};
 use semoe::model::expert::{ExpertShape, ExpertView, Kernels, Precision, backward, forward};
-use semoe::model::kernels::parallel::{Threads, tune_allocator};
+use semoe::model::kernels::allocator::tune_allocator;
+use semoe::model::kernels::parallel::Threads;
 use semoe::model::kernels::reduce::sum_squares;
 use semoe::model::optim::{AdamW, Optimizer, StepRate, Update};
 use std::time::Instant;
@@ -217,7 +218,7 @@ fn updates() {
 }
 
 fn main() {
-    tune_allocator();
+    tune_allocator().unwrap();
     let _guard = tch::no_grad_guard();
     println!("{}", in_effect(&ExpertShape::new(HIDDEN, WIDTH, Precision::Bf16)));
     for rows in [16, 64, 512] {

@@ -10,8 +10,8 @@ use semoe::base::Result;
 use semoe::model::config::ModelConfig;
 use semoe::model::family::Family;
 use semoe::model::forward::{Forward, KvCache, KvType, Routes, Row, Tensors, matrix_shape};
+use semoe::model::kernels::allocator::tune_allocator;
 use semoe::model::kernels::linear::{AlignedBytes, Encoding, OwnedMatrix, Work, linear};
-use semoe::model::kernels::parallel::tune_allocator;
 use std::time::Instant;
 
 const ROUNDS: usize = 9;
@@ -184,7 +184,7 @@ fn prefill(bench: &mut Bench, tokens: usize) {
 }
 
 fn main() {
-    tune_allocator();
+    tune_allocator().unwrap();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut bench = Bench::new(threads).expect("the model fits in memory");
     println!("OLMoE-1B-7B's dense part in bf16, {threads} threads");

@@ -8,11 +8,11 @@
 //!
 //! `cargo bench --bench linear -- [ENCODING…]` takes some encodings only.
 
+use semoe::model::kernels::allocator::tune_allocator;
 use semoe::model::kernels::linear::{
     Activation, AlignedBytes, Encoding, ExpertWeights, GateUp, OwnedMatrix, Pool, Work, encode,
     expert,
 };
-use semoe::model::kernels::parallel::tune_allocator;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -214,7 +214,7 @@ fn prefill(encoding: Encoding, work: &mut Work) {
 }
 
 fn main() {
-    tune_allocator();
+    tune_allocator().unwrap();
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(2));
     tch::set_num_threads(threads as i32);
     let mut work = Work::new(threads).expect("threads start");

@@ -4,6 +4,7 @@
 #include <omp.h>
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <string>
@@ -23,6 +24,21 @@ template <class F> int guarded(F body) {
   }
   return 1;
 }
+
+struct Allocator final : c10::Allocator {
+  void *(*take)(size_t) = nullptr;
+  void (*give)(void *) = nullptr;
+
+  c10::DataPtr allocate(size_t n) override {
+    void *data = n == 0 ? nullptr : take(n);
+    TORCH_CHECK(data || n == 0, "there is no memory for a tensor of ", n, " bytes");
+    return {data, data, give, c10::Device(c10::DeviceType::CPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return give; }
+  void copy_data(void *to, const void *from, size_t n) const override {
+    default_copy_data(to, from, n);
+  }
+};
 
 } // namespace
 
@@ -61,6 +77,15 @@ int semoe_set_threads(int n) {
     // thread that wants one would take the others' from them in the middle of a run (law 4).
     at::get_num_threads();  // libtorch's own first setting of this thread comes before ours
     omp_set_num_threads(n);
+  });
+}
+
+int semoe_set_allocator(void *(*allocate)(size_t), void (*release)(void *)) {
+  return guarded([&] {
+    static Allocator ours;
+    ours.take = allocate;
+    ours.give = release;
+    c10::SetCPUAllocator(&ours, /*priority=*/1);
   });
 }
 }

@@ -23,4 +23,8 @@ int semoe_parallel_for(int64_t n, int64_t grain, void (*body)(void *, int64_t, i
 // Sets how many intra-op threads the calling thread's parallel regions use.
 int semoe_set_threads(int n);
 
+// From now on CPU tensors get their memory from `allocate` (aligned to 64 bytes, NULL where there
+// is none) and give it back to `release`, which is also called with NULL.
+int semoe_set_allocator(void *(*allocate)(size_t), void (*release)(void *));
+
 }

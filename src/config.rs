@@ -27,8 +27,8 @@ mod storage;
 mod train;
 
 pub use actors::{
-    Activations, Actors, Communicator, Dense, Expert, Gate, GateKind, Idle, Optimizer, Place,
-    PredictorKind, Prefetcher,
+    Activations, Actors, AuxScope, Communicator, Dense, Expert, Gate, GateKind, Idle, Optimizer,
+    Place, PredictorKind, Prefetcher,
 };
 pub use data::{Data, FileFormat, FileSource, Tokenizer};
 pub use model::{Family, Model, Shape};

@@ -7,6 +7,7 @@ use super::prefetcher::{DENSE, Kind, Prefetcher, Transfer};
 use super::stage::Outcome;
 use crate::base::clock::Clock;
 use crate::base::{Error, Result};
+use crate::storage::arena::SlotBytes;
 use crate::storage::disk::{IoBuf, IoOp, IoRequest};
 use crate::storage::hierarchy::Event;
 use crate::storage::lease::Lease;
@@ -22,6 +23,28 @@ pub struct CommitFinished {
 
 /// Makes a commit durable on a thread of its own, and answers with [`CommitFinished`].
 pub type CommitThread = crossbeam_channel::Sender<Committing>;
+
+/// The slot of the dense state: the executor fills it at a snapshot, the commit after it writes it
+/// to disk, and the next snapshot waits for that commit.
+#[derive(Debug, Clone, Copy)]
+pub struct DenseSlot(pub SlotBytes);
+
+impl DenseSlot {
+    /// Fills the slot: `write` gets its first `len` bytes, the rest becomes zero. For a snapshot.
+    ///
+    /// # Errors
+    /// Those of `write`, and a bug where the slot is too small.
+    pub fn fill(self, len: usize, write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        // SAFETY: the planner orders snapshots and commits one after the other, and nobody else
+        // uses this slot.
+        let bytes = unsafe { self.0.as_mut_slice() };
+        let Some((state, rest)) = bytes.split_at_mut_checked(len) else {
+            return Err(Error::bug("the dense state does not fit its slot"));
+        };
+        rest.fill(0);
+        write(state)
+    }
+}
 
 /// A commit on its way.
 #[derive(Debug)]
@@ -39,7 +62,7 @@ impl Committing {
     }
 
     pub fn meta(&self) -> &[u8] {
-        &self.run.snapshot.meta
+        &self.run.meta
     }
 
     pub fn keep(&self) -> Option<&str> {
@@ -52,20 +75,12 @@ impl Prefetcher {
     fn begin_commit(&mut self, run: CommitRun) -> Result<()> {
         self.flushes += 1;
         let step = run.task.step;
-        let dense = &run.snapshot.dense;
-        let Some((buffer, _)) = self.parts.commits else {
+        let Some((DenseSlot(slot), _)) = self.parts.commits else {
             return Err(Error::bug("a commit was asked of a rank that has none"));
         };
-        if dense.len() > buffer.len {
-            return Err(Error::bug("the dense state does not fit its slot"));
-        }
-        // SAFETY: one commit at a time uses the buffer: the next snapshot depends on this commit.
-        let bytes = unsafe { buffer.as_mut_slice() };
-        bytes[..dense.len()].copy_from_slice(dense);
-        bytes[dense.len()..].fill(0);
         let extent = self.parts.backing.store()?.place(DENSE, step)?;
-        // SAFETY: the buffer lives as long as this actor and is not touched until the write ends.
-        let buf = unsafe { IoBuf::new(buffer.ptr, buffer.len) };
+        // SAFETY: the slot lives as long as this actor, and the next snapshot waits for this commit.
+        let buf = unsafe { IoBuf::new(slot.ptr, slot.len) };
         let tag = self.tag(Transfer { block: DENSE, kind: Kind::Dense { version: step } });
         self.parts.io.submit(IoRequest {
             tag,

@@ -104,7 +104,8 @@ pub struct Foresee {
 pub struct CommitRun {
     pub node: NodeId,
     pub task: Task,
-    pub snapshot: super::stage::SnapshotBytes,
+    /// Facts as JSON; the dense state is in its slot.
+    pub meta: Vec<u8>,
     /// The name under which the commit is kept as a checkpoint.
     pub keep: Option<String>,
 }

@@ -6,7 +6,7 @@
 
 use super::backing::{Backing, Reads};
 use super::cache::Cache;
-use super::committing::{CommitThread, Committing};
+use super::committing::{CommitThread, Committing, DenseSlot};
 use super::link::{Alarm, send};
 use super::message::{Acquire, Failure, Foresee, Granted, Nudge, Release};
 use super::meter::Meter;
@@ -16,7 +16,6 @@ use crate::base::clock::RealClock;
 use crate::base::{BlockId, Error, Part, Result};
 use crate::graph::planner::Use;
 use crate::observable;
-use crate::storage::arena::SlotBytes;
 use crate::storage::disk::{IoBuf, IoDone, IoOp, IoRequest, IoService};
 use crate::storage::hierarchy::{Access, Event, Hierarchy, Move, SlotId, Want};
 use crate::storage::in_place::InPlace;
@@ -80,7 +79,7 @@ pub struct Parts {
     pub backing: Backing,
     /// For ranks that commit: a buffer for dense snapshots, aligned and as large as the dense
     /// block's slot, and the thread that makes commits durable.
-    pub commits: Option<(SlotBytes, CommitThread)>,
+    pub commits: Option<(DenseSlot, CommitThread)>,
     pub meter: Arc<Meter>,
     pub scheduler: Addr<Scheduler>,
     pub supervisor: Addr<Supervisor>,

@@ -6,7 +6,7 @@
 
 use super::backing::Backing;
 use super::cache::Cache;
-use super::committing::{CommitFinished, Committing};
+use super::committing::{CommitFinished, Committing, DenseSlot};
 use super::communicator::{Communicator, Exchange, Staging};
 use super::compute::{DenseActor, Desk, ExpertActor, GateActor, Job, OptimizerActor};
 use super::link::{Alarm, RankEvent, send, send_to};
@@ -41,6 +41,8 @@ pub struct Bench {
     pub staging: Staging,
     /// Whom it tells what becomes known while a node still runs.
     pub herald: Herald,
+    /// Where a snapshot puts the dense state; None in a rank that does not train.
+    pub dense: Option<DenseSlot>,
 }
 
 /// Tells the scheduler news of a node that still runs.
@@ -86,7 +88,8 @@ pub struct RankSpec {
 
 /// What a rank is made of beyond [`RankSpec`] if it trains.
 pub struct Training {
-    pub dense_buffer: SlotBytes,
+    /// The slot of the dense state.
+    pub dense: DenseSlot,
     /// A stage for updates on a thread of its own; without one the executor runs them.
     pub optimizer: Option<MakeStage>,
     pub source: Box<dyn BatchSource>,
@@ -226,10 +229,11 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
         Ok(orders)
     };
     let herald = Herald { scheduler: scheduler.clone(), alarm: alarm.clone() };
-    let executor = hire("executor", (spec.executor)(Bench { staging, herald }), None)?;
+    let dense = spec.training.as_ref().map(|training| training.dense);
+    let executor = hire("executor", (spec.executor)(Bench { staging, herald, dense }), None)?;
     let mut trained = None;
     if let Some(training) = spec.training {
-        let Training { dense_buffer, optimizer, source, collective, commit, .. } = training;
+        let Training { dense, optimizer, source, collective, commit, .. } = training;
         let updates = match optimizer {
             Some(make) => hire("optimizer", make, None)?,
             None => executor.clone(),
@@ -245,7 +249,7 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
             }
             None => None,
         };
-        trained = Some((dense_buffer, commit, updates, reader, exchange));
+        trained = Some((dense, commit, updates, reader, exchange));
     }
 
     let desk = |name: &'static str, orders: &Sender<Order>| Desk {
@@ -261,7 +265,7 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
     let expert = actor(capacity, |_| ExpertActor::new(desk("expert", &executor)));
     let (mut source, mut optimizer, mut communicator) = (None, None, None);
     let (mut commits, mut committer) = (None, None);
-    if let Some((dense_buffer, commit, updates, reader, exchange)) = trained {
+    if let Some((dense, commit, updates, reader, exchange)) = trained {
         source = Some(actor(capacity, |_| Source::new(desk("source", &reader))));
         optimizer = Some(actor(capacity, |_| {
             OptimizerActor::new(desk("optimizer", &executor)).with_own(updates)
@@ -269,7 +273,7 @@ fn assemble(spec: RankSpec) -> Result<Assembled> {
         communicator = exchange
             .map(|orders| actor(capacity, |_| Communicator::new(desk("communicator", &orders))));
         let (outbox, inbox) = unbounded();
-        commits = Some((dense_buffer, outbox));
+        commits = Some((dense, outbox));
         committer = Some((commit, inbox));
     }
 

@@ -12,7 +12,7 @@ use super::script::Script;
 use super::sink::{PassEnded, Sink};
 use super::source::Source;
 use super::spans::Spans;
-use super::stage::{PassNumbers, SnapshotBytes};
+use super::stage::PassNumbers;
 use super::supervisor::{Drained, Supervisor};
 use crate::base::clock::{Clock, RealClock};
 use crate::base::{Error, Result};
@@ -64,7 +64,7 @@ pub struct Scheduler {
     in_pass: bool,
     finishing: bool,
     failed: bool,
-    snapshot: Option<SnapshotBytes>,
+    snapshot: Option<Vec<u8>>,
     keep: VecDeque<Option<String>>,
     spans: Spans,
 }
@@ -180,9 +180,9 @@ impl Scheduler {
             (Some(Job::Optimizer), _) => send_to(crew.optimizer.as_ref(), run, alarm),
             (None, Work::Batch) => send_to(crew.source.as_ref(), run, alarm),
             (None, Work::Commit) => {
-                let snapshot = self.snapshot.take().unwrap_or_default();
+                let meta = self.snapshot.take().unwrap_or_default();
                 let keep = self.keep.pop_front().flatten();
-                send(&crew.prefetcher, CommitRun { node, task, snapshot, keep }, alarm);
+                send(&crew.prefetcher, CommitRun { node, task, meta, keep }, alarm);
             }
             (None, _) => send_to(crew.communicator.as_ref(), run, alarm),
         }
@@ -331,7 +331,7 @@ impl Handler<NodeDone> for Scheduler {
         }
         self.accounting.done(now, done.node);
         if let Some(snapshot) = done.outcome.snapshot.take() {
-            self.snapshot = Some(*snapshot);
+            self.snapshot = Some(snapshot);
         }
         self.feed(Event::Done(done.node));
         if self.failed {

@@ -80,16 +80,9 @@ pub struct Outcome {
     pub fact: Option<Fact>,
     /// Set by the task that ends a pass.
     pub numbers: Option<Box<PassNumbers>>,
-    /// Bytes that the commit needs from the executor: the dense state and small facts.
-    pub snapshot: Option<Box<SnapshotBytes>>,
-}
-
-/// The dense state at a commit.
-#[derive(Debug, Clone, Default)]
-pub struct SnapshotBytes {
-    pub dense: Vec<u8>,
-    /// Gate state, update history and the like, as JSON.
-    pub meta: Vec<u8>,
+    /// What a commit says beside the blocks and the dense state, which then fills its slot: gate
+    /// state, update history and the like, as JSON.
+    pub snapshot: Option<Vec<u8>>,
 }
 
 impl Outcome {

@@ -8,6 +8,7 @@ mod cache;
 mod chat;
 mod config;
 mod generate;
+mod idle;
 mod import;
 mod interrupt;
 mod model;
@@ -65,11 +66,19 @@ enum Command {
 }
 
 impl Cli {
+    /// Whether the command computes with libtorch's threads.
+    fn computes(&self) -> bool {
+        !matches!(self.command, Command::Config(_) | Command::Store(_) | Command::Cache(_))
+    }
+
     /// Runs the command.
     ///
     /// # Errors
     /// Whatever stopped it; [`crate::base::Error::exit_status`] gives the status to exit with.
     pub fn run(self) -> Result<()> {
+        if self.computes() {
+            idle::sleep_when_idle();
+        }
         match self.command {
             Command::Train(args) => args.run(),
             Command::Eval(args) => args.run(),

@@ -45,6 +45,8 @@ pub struct Gate {
     /// Weight of the auxiliary load-balancing loss.
     #[schemars(range(min = 0))]
     pub aux_coef: f64,
+    /// Whether that loss evens out the loads of each layer (`layer`) or of all layers together.
+    pub aux_scope: AuxScope,
     /// Weight of the router z-loss.
     #[schemars(range(min = 0))]
     pub z_coef: f64,
@@ -59,9 +61,21 @@ impl Default for Gate {
             jitter: 0.0,
             bias_rate: 1e-3,
             aux_coef: 0.01,
+            aux_scope: AuxScope::default(),
             z_coef: 0.0,
         }
     }
+}
+
+/// What the auxiliary loss evens out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuxScope {
+    /// The loads summed over all layers, as transformers trains these families.
+    #[default]
+    Model,
+    /// The loads of each layer.
+    Layer,
 }
 
 /// How experts are chosen.

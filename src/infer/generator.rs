@@ -45,6 +45,7 @@ use crate::graph::{Credits, EngineConfig, Lane, Schedule};
 use crate::model::checkpoint::Source;
 use crate::model::config::ModelConfig;
 use crate::model::forward::{Forward, KvCache};
+use crate::model::kernels::allocator::tune_allocator;
 use crate::storage::arena::Arena;
 use crate::storage::hierarchy::{Hierarchy, SlotClass};
 use crate::text::tokenizer::Tokenizer;
@@ -89,6 +90,7 @@ impl Generator {
     /// # Errors
     /// As [`Generator::open`].
     pub fn open_on(options: &Options, wrap: impl FnOnce(Disk) -> Disk) -> Result<Self> {
+        tune_allocator()?;
         options.check()?;
         let program = memory::resident_memory()?;
         let source = match opening::cache_folder() {

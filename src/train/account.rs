@@ -159,7 +159,7 @@ pub fn account(config: &Config, load: &Load, placement: &Placement) -> Ledger {
     let copies = if sizes.b < 4 { ", compute copies" } else { "" };
     ledger.add("dense parameters", dense, format!("masters, moments, gradient{copies}"));
     let state = round_up(DenseParams::state_bytes_of(&load.config), 4096);
-    ledger.add("dense snapshot", 2 * state * ranks, "of a commit, while it is written");
+    ledger.add("slot: dense state", state * ranks, "what a commit writes");
 
     let slots = placement.slots;
     for (name, count, bytes) in [

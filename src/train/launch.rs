@@ -9,6 +9,7 @@ use super::stage::{StageSpec, TrainStage, UpdateStage};
 use super::{blocks::Blocks, model_of};
 use crate::actors::backing::Backing;
 use crate::actors::cache::Cache;
+use crate::actors::committing::DenseSlot;
 use crate::actors::link::{Alarm, RankEvent};
 use crate::actors::message::Directive;
 use crate::actors::observe;
@@ -252,7 +253,7 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
     hierarchy.limit_speculation(config.actors.prefetcher.credits as u32);
     classes.push(SlotClass { part: Part::Dense, slot_bytes: dense_bytes, slots: 1 });
     let arena = Arena::new(&classes)?;
-    let dense_buffer = arena.slot(SlotId { part: Part::Dense, index: 0 })?;
+    let dense = DenseSlot(arena.slot(SlotId { part: Part::Dense, index: 0 })?);
     let io = Disk::start(&io_options(config), store.files(), arena.whole(), parts.alarm)?;
 
     let own_thread = config.actors.optimizer.place == Place::Thread;
@@ -302,7 +303,7 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         io,
         executor,
         training: Some(Training {
-            dense_buffer,
+            dense,
             optimizer,
             source: parts.source,
             collective: parts.collective,
@@ -373,6 +374,7 @@ fn make_executor(
     let keep_dense = config.actors.dense.activations == Activations::Keep;
     let keep_experts = config.actors.expert.activations == Activations::Keep;
     let (aux_coef, z_coef) = (config.actors.gate.aux_coef, config.actors.gate.z_coef);
+    let aux_scope = model_of::aux_scope(config);
     let (clip, seed) = (config.train.clip, config.train.seed);
     let skip_nonfinite = config.train.nonfinite == NonFinite::Skip;
     Ok(Box::new(move |bench: Bench| -> MakeStage {
@@ -392,12 +394,14 @@ fn make_executor(
                 keep_dense,
                 keep_experts,
                 aux_coef,
+                aux_scope,
                 z_coef,
                 clip,
                 skip_nonfinite,
                 updates: meta.updates,
                 step: meta.step,
                 staging: bench.staging,
+                dense: bench.dense,
             })?);
             Ok(stage)
         })

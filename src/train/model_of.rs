@@ -2,13 +2,13 @@
 
 use crate::base::{Error, Result};
 use crate::config::{
-    Config, Family as ConfigFamily, GateKind as ConfigGate, LrSchedule, Model,
-    Precision as ConfigPrecision, PredictorKind, Shape,
+    AuxScope as ConfigScope, Config, Family as ConfigFamily, GateKind as ConfigGate, LrSchedule,
+    Model, Precision as ConfigPrecision, PredictorKind, Shape,
 };
 use crate::graph::planner::predictor::{AllExperts, LastStep, OnDemand, Predictor};
 use crate::model::config::{ModelConfig, Precision};
 use crate::model::family::Family;
-use crate::model::gate::{Gate, GateKind, GateSpec};
+use crate::model::gate::{AuxScope, Gate, GateKind, GateSpec};
 use crate::model::optim::AdamW;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::schedule::{Decay, Schedule};
@@ -77,6 +77,14 @@ pub fn precision(config: &Config) -> Precision {
     match config.train.precision {
         ConfigPrecision::Bf16 => Precision::Bf16,
         ConfigPrecision::F32 => Precision::F32,
+    }
+}
+
+/// What the auxiliary loss is to even out.
+pub fn aux_scope(config: &Config) -> AuxScope {
+    match config.actors.gate.aux_scope {
+        ConfigScope::Model => AuxScope::Model,
+        ConfigScope::Layer => AuxScope::Layer,
     }
 }
 

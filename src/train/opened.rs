@@ -12,7 +12,8 @@ use crate::base::{Error, Result};
 use crate::config::Config;
 use crate::model::config::Precision;
 use crate::model::hf::{self, Writer};
-use crate::model::kernels::parallel::{Threads, tune_allocator};
+use crate::model::kernels::allocator::tune_allocator;
+use crate::model::kernels::parallel::Threads;
 use crate::model::optim::Update;
 use crate::model::params::DenseParams;
 use crate::text::tokenizer::Tokenizer;
@@ -54,7 +55,7 @@ impl OpenedRun {
     /// # Errors
     /// When there is no run, another process holds it, or its store is damaged.
     pub fn open(run: &Path, sets: &[String]) -> Result<Self> {
-        tune_allocator();
+        tune_allocator()?;
         let folder = RunFolder::open(run)?;
         let config = Config::load(&folder.config_path(), sets)?;
         let tokenizer = prepare::tokenizer(&config, &folder.tokenizer_path())?;

@@ -21,7 +21,8 @@ use crate::actors::script::StopGate;
 use crate::base::file::write_whole;
 use crate::base::{Error, Result, Step};
 use crate::config::Config;
-use crate::model::kernels::parallel::{set_threads, trim_allocator, tune_allocator};
+use crate::model::kernels::allocator::{trim_allocator, tune_allocator};
+use crate::model::kernels::parallel::set_threads;
 use crate::text::tokenizer::Tokenizer;
 use crate::trace::{LaneLayer, Recorder, chrome, picture};
 use serde::Serialize;
@@ -82,7 +83,7 @@ pub(super) fn train(pipeline: Pipeline) -> Result<Summary> {
     let config = &pipeline.config;
     config.validate()?;
     config.check_trainable()?;
-    tune_allocator();
+    tune_allocator()?;
     set_threads(1)?; // Executors compute: this thread starts no pool of its own.
     let run_dir = pipeline.run_dir.clone().unwrap_or_else(|| config.default_run_dir());
     let show = Show::detect();

@@ -13,7 +13,7 @@ use crate::base::{Error, Result};
 use crate::config::Config;
 use crate::model::config::ModelConfig;
 use crate::model::hf::Checkpoint;
-use crate::model::kernels::parallel::tune_allocator;
+use crate::model::kernels::allocator::tune_allocator;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -86,7 +86,7 @@ struct TrainConfig {
 /// # Errors
 /// Input for a reference or checkpoint that cannot be read or does not fit.
 pub fn verify(request: &Request) -> Result<Findings> {
-    tune_allocator();
+    tune_allocator()?;
     let mut findings = Findings::default();
     let reference = Checkpoint::open_file(&request.reference)?;
     let ids = Ids::read(&reference, "input_ids", &request.reference)?;

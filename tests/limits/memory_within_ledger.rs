@@ -7,10 +7,10 @@ use crate::program::{json, plan, semoe, summary, total, train};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 
-/// What memory may grow from step 10 to step 195. (After the last step the run draws its pictures.)
-/// From 0.4% to 2.6% was measured: gaps of the heap, at moments that differ from run to run, which
-/// weigh more the smaller the run is.
-const GROWTH: f64 = 0.04;
+/// What memory may grow by from step 10 to step 195: one part in so many, and what chance adds to
+/// the heap's high-water mark in any run, however small. (1.0 to 2.5 MB was measured, half of it in
+/// the next 600 steps.) After the last step the run draws its pictures.
+const GROWTH: (u64, u64) = (100, 2 << 20);
 
 /// The most that a process ever had resident, in bytes.
 fn peak_resident(child: &Child) -> u64 {
@@ -58,8 +58,8 @@ fn memory_within_ledger() {
     assert!(most.0 <= promised && most.1 <= promised, "{most:?} of {promised}");
     assert!(most.0 * 10 >= promised * 6, "a ledger that is far too large says nothing");
     for (early, late) in [(early.0, late.0), (early.1, late.1)] {
-        let grown = late as f64 / early.max(1) as f64 - 1.0;
-        assert!(late == 0 || grown < GROWTH, "memory grew from {early} to {late}");
+        let most = early + early / GROWTH.0 + GROWTH.1;
+        assert!(late <= most, "memory grew from {early} to {late}");
     }
 
     let store = dir.path().join("run/store");

@@ -12,7 +12,10 @@ fn a_run_tells_its_actors_states_and_stops_after_its_step() {
     let train = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_semoe"));
         command.args(["train", config.to_str().unwrap(), "--run", run.to_str().unwrap()]);
-        command.args(["--set", "train.steps=100000", "--set", "parallel.expert=2"]).args(more);
+        command.args(["--set", "train.steps=100000", "--set", "parallel.expert=2"]);
+        // The planned last step would be evaluated; the one that the run stops at is not.
+        command.args(["--set", "data.validation=0.2", "--set", "train.eval_every=90000"]);
+        command.args(more);
         command
     };
     let mut child = train(&[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

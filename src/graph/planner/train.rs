@@ -331,7 +331,9 @@ impl Planner for TrainPlanner {
         let mut deps: Vec<NodeId> = self.pending_update.values().copied().collect();
         deps.sort_unstable();
         deps.extend(self.dense_update);
-        let snapshot = self.node(plan, Work::Snapshot, Lane::Compute, at, vec![]);
+        // The dense state has one slot, which the commit before may still be writing.
+        let before = self.commit.into_iter().collect();
+        let snapshot = self.node(plan, Work::Snapshot, Lane::Compute, at, before);
         deps.push(snapshot);
         self.commit = Some(self.node(plan, Work::Commit, Lane::Io, at, deps));
     }

@@ -1,8 +1,10 @@
 //! The router's own losses, and its backward pass.
 //!
-//! Auxiliary loss: transformers' `load_balancing_loss_func` over the logits of all layers, one
-//! after the other: E Σ_e f_e P_e, with f_e how often e was chosen and P_e its probability, both
-//! as means over the R = layers · tokens rows (f summed over choices). z-loss (Zoph et al., 2022):
+//! Auxiliary loss: E Σ_e f_e P_e, with f_e how often e was chosen and P_e its probability, both as
+//! means over rows (f summed over choices). Over the rows of all layers together this is
+//! transformers' `load_balancing_loss_func`, which a layer may evade: what it gives to few experts
+//! another layer evens out. Of each layer by itself it is GShard's and Switch Transformer's
+//! (Lepikhin et al., 2020; Fedus et al., 2021). z-loss (Zoph et al., 2022):
 //! the mean over the rows of (log Σ exp logits)².
 
 use super::capacity::for_each_choice;
@@ -10,11 +12,52 @@ use super::{Gate, Selection};
 use crate::base::Result;
 use tch::{Kind, Tensor};
 
+/// What the auxiliary loss evens out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AuxScope {
+    /// The loads summed over all layers, as transformers trains these families.
+    #[default]
+    Model,
+    /// The loads of each layer; the loss is the mean over layers.
+    Layer,
+}
+
+impl AuxScope {
+    /// The auxiliary loss, before its coefficient, from the sums of each layer.
+    pub fn loss(self, layers: &[RouterStats]) -> f64 {
+        match self {
+            Self::Model => RouterStats::sum(layers).aux_loss(),
+            Self::Layer => {
+                let sum: f64 = layers.iter().map(RouterStats::aux_loss).sum();
+                sum / layers.len().max(1) as f64
+            }
+        }
+    }
+
+    /// d (coef · auxiliary loss) / d probabilities, for each layer: see
+    /// [`RouterStats::aux_gradient`].
+    ///
+    /// # Errors
+    /// [`crate::base::ErrorKind::Torch`] when libtorch fails.
+    pub fn gradients(self, layers: &[RouterStats], coef: f64) -> Result<Vec<Tensor>> {
+        match self {
+            Self::Model => {
+                let grad_e = RouterStats::sum(layers).aux_gradient(coef)?;
+                Ok(layers.iter().map(|_| grad_e.shallow_clone()).collect())
+            }
+            Self::Layer => {
+                let coef = coef / layers.len().max(1) as f64;
+                layers.iter().map(|stats| stats.aux_gradient(coef)).collect()
+            }
+        }
+    }
+}
+
 /// Sums over rows that the losses need. Add them in a fixed order: layer by layer, micro-batch
 /// by micro-batch.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RouterStats {
-    /// Rows summed over: layers · tokens.
+    /// Rows summed over: tokens, of one layer or of several.
     pub rows: u64,
     /// How often each expert was chosen (whether dispatched or not).
     pub chosen_e: Vec<u64>,
@@ -44,6 +87,13 @@ impl RouterStats {
             probability_e: Vec::<f64>::try_from(sum_e)?,
             squared_lse: squared.f_double_value(&[])?,
         })
+    }
+
+    /// The sums of all layers together.
+    pub fn sum(layers: &[Self]) -> Self {
+        let mut sum = Self::default();
+        layers.iter().for_each(|stats| sum.add(stats));
+        sum
     }
 
     /// Adds another chunk's sums.

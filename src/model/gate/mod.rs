@@ -28,7 +28,7 @@ pub use capacity::{apply_capacity, capacity, choice_counts, earlier_counts};
 pub use choose::top_choices;
 pub use draw::uniform;
 pub use gshard::GShard;
-pub use loss::{RouterStats, gate_backward};
+pub use loss::{AuxScope, RouterStats, gate_backward};
 pub use switch::Switch;
 pub use topk::TopK;
 

@@ -166,31 +166,48 @@ fn load_balancing_loss(logits: &[Tensor], top_k: i64) -> Tensor {
 fn losses_and_their_gradients_match_autograd() {
     let layers: Vec<Tensor> = [31, 32].iter().map(|t| logits(*t, 8) * 2.0).collect();
     let gate = &mut TopK { top_k: 2, renormalise: true, capacity_factor: None };
-    let mut stats = RouterStats::default();
-    let mut selections = Vec::new();
+    let (mut stats, mut selections) = (Vec::new(), Vec::new());
     for logits_te in &layers {
         let selection = gate.select(&ctx(0), logits_te).unwrap();
-        stats.add(&RouterStats::of(gate, logits_te, &selection).unwrap());
+        stats.push(RouterStats::of(gate, logits_te, &selection).unwrap());
         selections.push(selection);
     }
+    for scope in [AuxScope::Model, AuxScope::Layer] {
+        losses_match(gate, &layers, (&stats, scope), &selections);
+    }
+}
+
+fn losses_match(
+    gate: &TopK,
+    layers: &[Tensor],
+    (stats, scope): (&[RouterStats], AuxScope),
+    selections: &[Selection],
+) {
     let leaves: Vec<Tensor> = layers.iter().map(|l| l.copy().set_requires_grad(true)).collect();
-    let aux = load_balancing_loss(&leaves, 2);
+    let aux = match scope {
+        AuxScope::Model => load_balancing_loss(&leaves, 2),
+        AuxScope::Layer => {
+            let of = |layer| load_balancing_loss(std::slice::from_ref(layer), 2);
+            leaves.iter().map(of).sum::<Tensor>() / leaves.len() as f64
+        }
+    };
+    let sum = RouterStats::sum(stats);
     let z = Tensor::cat(&leaves, 0).logsumexp([-1i64].as_slice(), false).square().mean(Kind::Float);
-    assert!((stats.aux_loss() - aux.double_value(&[])).abs() < 1e-5);
-    assert!((stats.z_loss() - z.double_value(&[])).abs() < 1e-4);
+    assert!((scope.loss(stats) - aux.double_value(&[])).abs() < 1e-5);
+    assert!((sum.z_loss() - z.double_value(&[])).abs() < 1e-4);
 
     let dweights: Vec<Tensor> =
         selections.iter().map(|s| Tensor::randn_like(&s.experts_tk.to_kind(Kind::Float))).collect();
     let mut loss = aux * 0.01 + z * 0.003;
-    for ((leaf, selection), dw) in leaves.iter().zip(&selections).zip(&dweights) {
+    for ((leaf, selection), dw) in leaves.iter().zip(selections).zip(&dweights) {
         loss += (gate.weights(leaf, selection).unwrap() * dw).sum(Kind::Float);
     }
     let want = Tensor::run_backward(&[loss], &leaves, false, false);
-    let aux_e = stats.aux_gradient(0.01).unwrap();
+    let aux_le = scope.gradients(stats, 0.01).unwrap();
     for i in 0..layers.len() {
         let got = tch::no_grad(|| {
-            let z_scale = stats.z_scale(0.003);
-            gate_backward(gate, &layers[i], &selections[i], &dweights[i], Some(&aux_e), z_scale)
+            let (aux, z) = (Some(&aux_le[i]), sum.z_scale(0.003));
+            gate_backward(gate, &layers[i], &selections[i], &dweights[i], aux, z)
         });
         close(&got.unwrap(), &want[i], 1e-6);
     }

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod adamw;
+pub mod allocator;
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
 pub mod attend;

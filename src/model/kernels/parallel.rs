@@ -115,7 +115,7 @@ pub fn set_threads(n: usize) -> Result<()> {
     native_status(unsafe { semoe_set_threads(n.max(1) as c_int) })
 }
 
-fn native_status(status: c_int) -> Result<()> {
+pub(super) fn native_status(status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
@@ -123,40 +123,6 @@ fn native_status(status: c_int) -> Result<()> {
     let text = unsafe { CStr::from_ptr(semoe_last_error()) }.to_string_lossy().into_owned();
     let first = text.lines().next().unwrap_or("unknown error").to_owned();
     Err(Error::new(ErrorKind::Torch, first))
-}
-
-/// Tells glibc's allocator to keep large blocks instead of mapping and unmapping each:
-/// libtorch's tensors come from it, and the page faults cost a third of a training step.
-/// Call once at start, before the first tensor. Answers whether all settings were taken
-/// (elsewhere than on glibc, nothing is done).
-///
-/// One heap serves all threads: tensors are made on one thread and freed on another, and a heap
-/// of each thread's own would keep what the others could use.
-pub fn tune_allocator() -> bool {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        const TRIM_THRESHOLD: c_int = c_int::MAX;
-        const TOP_PAD: c_int = 256 << 20;
-        // SAFETY: mallopt only sets parameters of the allocator; it may be called at any time.
-        unsafe {
-            libc::mallopt(libc::M_MMAP_MAX, 0) == 1
-                && libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD) == 1
-                && libc::mallopt(libc::M_TOP_PAD, TOP_PAD) == 1
-                && libc::mallopt(libc::M_ARENA_MAX, 1) == 1
-        }
-    }
-    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-    false
-}
-
-/// Gives the pages that the allocator keeps and nothing uses back to the system: after a phase
-/// that held more than the next one will.
-pub fn trim_allocator() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: only pages without live allocations are given back.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 #[cfg(test)]
@@ -194,10 +160,5 @@ mod tests {
         let result = parallel_for(4, 1, |_| panic!("no"));
         std::panic::set_hook(hook);
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Bug);
-    }
-
-    #[test]
-    fn the_allocator_takes_its_settings() {
-        assert!(tune_allocator() || !cfg!(target_env = "gnu"));
     }
 }

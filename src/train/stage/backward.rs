@@ -22,11 +22,11 @@ impl TrainStage {
         self.totals.nll = total.nll;
         self.totals.dropped = total.dropped;
         self.totals.targets = total.targets;
-        self.totals.load = total.load;
+        self.totals.load = total.load();
         self.totals.stats = total.stats;
         let lm_loss = self.totals.nll / self.totals.targets.max(1) as f64;
-        let aux = self.totals.stats.aux_loss();
-        let z = self.totals.stats.z_loss();
+        let aux = self.aux_scope.loss(&self.totals.stats);
+        let z = RouterStats::sum(&self.totals.stats).z_loss();
         let loss = lm_loss + self.aux_coef * aux + self.z_coef * z;
         let tokens = self.table()?.total_tokens;
         let numbers = &mut self.numbers;
@@ -74,13 +74,13 @@ impl TrainStage {
 
     fn begin_backward(&mut self, task: Task) -> Result<()> {
         self.begin_update(task);
-        self.aux_grad = match self.aux_coef {
-            0.0 => None,
-            coef => Some(self.totals.stats.aux_gradient(coef)?),
+        self.aux_grads = match self.aux_coef {
+            0.0 => Vec::new(),
+            coef => self.aux_scope.gradients(&self.totals.stats, coef)?,
         };
         self.z_scale = match self.z_coef {
             0.0 => 0.0,
-            coef => self.totals.stats.z_scale(coef),
+            coef => RouterStats::sum(&self.totals.stats).z_scale(coef),
         };
         let top = self.model.config().layers - 1;
         for mb in 0..self.micro_batches {
@@ -169,7 +169,7 @@ impl TrainStage {
     pub(super) fn gate_grad(&mut self, layer: usize, mb: usize) -> Result<Outcome> {
         let hidden = self.model.config().hidden as i64;
         let top_k = self.gate.top_k() as i64;
-        let aux_grad = self.aux_grad.as_ref().map(Tensor::shallow_clone);
+        let aux_grad = self.aux_grads.get(layer).map(Tensor::shallow_clone);
         let z_scale = self.z_scale;
         let table = self.table.as_mut().ok_or_else(no_pass)?;
         let cell = table.cell(layer, mb)?;
@@ -229,22 +229,17 @@ impl TrainStage {
 
     /// Sums of this rank's forward pass.
     pub(super) fn own_totals(&mut self) -> Result<super::totals::Totals> {
-        let (layers, experts) = (self.model.config().layers, self.model.config().experts);
-        let mut stats = RouterStats::default();
+        let mut stats = vec![RouterStats::default(); self.model.config().layers];
         let mut dropped = 0;
-        let mut load = vec![vec![0; experts]; layers];
-        for (layer, load) in load.iter_mut().enumerate() {
+        for (layer, stats) in stats.iter_mut().enumerate() {
             for mb in 0..self.micro_batches {
                 let cell = self.table()?.cell(layer, mb)?;
                 stats.add(&cell.stats);
                 dropped += cell.dropped;
-                for (sum, n) in load.iter_mut().zip(&cell.stats.chosen_e) {
-                    *sum += n;
-                }
             }
         }
         let (nll, targets) = (self.totals.nll, self.totals.targets);
-        Ok(super::totals::Totals { nll, targets, dropped, load, stats })
+        Ok(super::totals::Totals { nll, targets, dropped, stats })
     }
 }
 

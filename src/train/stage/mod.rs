@@ -17,13 +17,14 @@ mod tables;
 mod totals;
 pub mod update;
 
+use crate::actors::committing::DenseSlot;
 use crate::actors::communicator::Staging;
 use crate::actors::stage::{Batch, Incoming, Outcome, PassNumbers, Stage};
 use crate::base::{Error, Result, Step};
 use crate::graph::planner::{Pass, Task, Work};
 use crate::model::dense::DenseModel;
 use crate::model::expert::ExpertShape;
-use crate::model::gate::Gate;
+use crate::model::gate::{AuxScope, Gate, RouterStats};
 use crate::model::kernels::parallel::set_threads;
 use crate::storage::lease::Lease;
 use std::collections::HashMap;
@@ -52,6 +53,7 @@ pub struct StageSpec {
     pub keep_dense: bool,
     pub keep_experts: bool,
     pub aux_coef: f64,
+    pub aux_scope: AuxScope,
     pub z_coef: f64,
     /// 0 is off.
     pub clip: f64,
@@ -59,6 +61,8 @@ pub struct StageSpec {
     pub updates: u64,
     pub step: Step,
     pub staging: Staging,
+    /// Where snapshots put the dense state.
+    pub dense: Option<DenseSlot>,
 }
 
 /// See the module.
@@ -76,11 +80,13 @@ pub struct TrainStage {
     keep_dense: bool,
     keep_experts: bool,
     aux_coef: f64,
+    aux_scope: AuxScope,
     z_coef: f64,
     clip: f64,
     skip_nonfinite: bool,
     updates: u64,
     staging: Staging,
+    dense: Option<DenseSlot>,
     // The current pass.
     step: Step,
     pass: Pass,
@@ -91,7 +97,8 @@ pub struct TrainStage {
     counts: HashMap<usize, Vec<Vec<Vec<u64>>>>,
     /// Squared norms of expert gradients, `[layer][expert]`.
     norms: Vec<Vec<f64>>,
-    aux_grad: Option<Tensor>,
+    /// Of each layer; empty without the loss.
+    aux_grads: Vec<Tensor>,
     z_scale: f64,
     numbers: PassNumbers,
     /// Rows whose logits the pass hands out, `[micro-batch][row]`.
@@ -105,7 +112,8 @@ struct PassTotals {
     targets: u64,
     dropped: u64,
     load: Vec<Vec<u64>>,
-    stats: crate::model::gate::RouterStats,
+    /// Of each layer.
+    stats: Vec<RouterStats>,
     logits: Vec<Vec<f32>>,
 }
 
@@ -129,11 +137,13 @@ impl TrainStage {
             keep_dense: spec.keep_dense,
             keep_experts: spec.keep_experts,
             aux_coef: spec.aux_coef,
+            aux_scope: spec.aux_scope,
             z_coef: spec.z_coef,
             clip: spec.clip,
             skip_nonfinite: spec.skip_nonfinite,
             updates: spec.updates,
             staging: spec.staging,
+            dense: spec.dense,
             step: spec.step,
             pass: Pass::Train,
             table: None,
@@ -141,7 +151,7 @@ impl TrainStage {
             gathered: None,
             counts: HashMap::new(),
             norms,
-            aux_grad: None,
+            aux_grads: Vec::new(),
             z_scale: 0.0,
             numbers: PassNumbers::default(),
             logits_of: Vec::new(),

@@ -2,7 +2,7 @@
 //! snapshot for a commit.
 
 use super::TrainStage;
-use crate::actors::stage::{Outcome, SnapshotBytes};
+use crate::actors::stage::Outcome;
 use crate::base::{BlockId, Error, ErrorKind, Part, Result};
 use crate::config::{Config, Idle};
 use crate::graph::planner::{Fact, Task};
@@ -186,8 +186,9 @@ impl TrainStage {
     }
 
     pub(super) fn snapshot(&mut self) -> Result<Outcome> {
-        let mut dense = vec![0; self.model.params().state_bytes()];
-        self.model.params_mut().write_state(&mut dense)?;
+        let slot = self.dense.ok_or_else(|| Error::bug("this rank keeps no dense state"))?;
+        let params = self.model.params_mut();
+        slot.fill(params.state_bytes(), |bytes| params.write_state(bytes))?;
         let rates = self.updater.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let done = rates.lr.len().min(self.updates as usize);
         let meta = Meta {
@@ -198,7 +199,6 @@ impl TrainStage {
         };
         let meta = serde_json::to_vec(&meta)
             .map_err(|e| Error::bug("cannot write the commit's facts").from_source(e))?;
-        let snapshot = Some(Box::new(SnapshotBytes { dense, meta }));
-        Ok(Outcome { snapshot, ..Outcome::default() })
+        Ok(Outcome { snapshot: Some(meta), ..Outcome::default() })
     }
 }

@@ -3,36 +3,36 @@
 use super::grain;
 use super::pack::{Element, Matrix};
 use crate::base::Result;
+use crate::model::kernels::allocator::Scratch;
 use crate::model::kernels::parallel::parallel_for;
 use crate::model::kernels::shared::Shared;
 
 const PER_LINE: usize = 16;
 
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; PER_LINE]);
-
 /// Zeroed f32 that begin at a cache line.
-pub struct Floats(Vec<Line>);
+pub struct Floats(Scratch);
 
 impl Floats {
+    /// `len` of them, and as many more as fill the last line.
     pub fn new(len: usize) -> Self {
-        Self(vec![Line([0.0; PER_LINE]); len.div_ceil(PER_LINE)])
+        let scratch = Scratch::new(4 * len.next_multiple_of(PER_LINE));
+        // SAFETY: all bytes of the scratch, which nobody else has.
+        unsafe { scratch.at().write_bytes(0, scratch.bytes()) };
+        Self(scratch)
     }
 
     pub fn slice(&mut self) -> &mut [f32] {
-        let len = self.0.len() * PER_LINE;
-        // SAFETY: lines are arrays of f32 without padding, one after the other.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+        // SAFETY: zeroed when made, aligned, and borrowed as long as `self` is.
+        unsafe { std::slice::from_raw_parts_mut(self.at(), self.0.bytes() / 4) }
     }
 
     pub fn at(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
+        self.0.at().cast()
     }
 
     /// As a matrix, for reading.
     pub fn matrix(&self, stride: usize) -> Matrix<f32> {
-        Matrix { at: self.0.as_ptr().cast(), stride }
+        Matrix { at: self.0.at().cast(), stride }
     }
 }
 
