@@ -72,6 +72,8 @@ commit_every = 1000
 [storage]
 host = "{host}"
 checkpoints = 0
+[actors.gate]
+aux_scope = "layer"
 [graph]
 schedule = "{schedule}"
 [trace]

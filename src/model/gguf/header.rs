@@ -197,7 +197,7 @@ fn place(tensors: &mut [Tensor], start: u64, alignment: u64, total: u64) -> Resu
         let end = start.checked_add(tensor.offset).and_then(|at| at.checked_add(tensor.len));
         if end.is_none_or(|end| end > total) {
             return Err(bad(format!(
-                "truncated: {} bytes at {} exceed the {} bytes of data",
+                "truncated: {} bytes at {} exceed the {} bytes of data; copy or download the file again",
                 tensor.len,
                 tensor.offset,
                 total.saturating_sub(start)

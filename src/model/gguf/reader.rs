@@ -104,7 +104,7 @@ impl<R: Read> Reader<R> {
         let wanted = bytes.len() as u64;
         if wanted > self.left() {
             return Err(Error::input(format!(
-                "truncated: {wanted} bytes are needed at byte {}, the file has {} in all",
+                "truncated: {wanted} bytes are needed at byte {}, the file has {} in all; copy or download the file again",
                 self.at, self.total
             )));
         }

@@ -114,6 +114,9 @@ fn shown(name: &str) -> String {
     name.chars().take(120).collect::<String>().escape_debug().to_string()
 }
 
+/// What to do about a file that was cut or damaged.
+const AGAIN: &str = "; copy or download the file again";
+
 /// Reads and checks the header of `file`; `path` is for messages.
 ///
 /// # Errors
@@ -125,18 +128,18 @@ pub fn read(file: &File, path: &Path) -> Result<Vec<TensorInfo>> {
     let bad = |message: String| Error::input(message).with("file", path.display());
     if total < 8 {
         return Err(bad(format!(
-            "truncated: a safetensors file has at least 8 bytes, not {total}"
+            "truncated: a safetensors file has at least 8 bytes, not {total}{AGAIN}"
         )));
     }
     let mut prefix = [0u8; 8];
     file.read_exact_at(&mut prefix, 0).map_err(io)?;
     let length = u64::from_le_bytes(prefix);
     if length > MAX_HEADER {
-        return Err(bad(format!("header length of {length} bytes is out of range")));
+        return Err(bad(format!("header length of {length} bytes is out of range{AGAIN}")));
     }
     if length > total - 8 {
         return Err(bad(format!(
-            "truncated: the header should have {length} bytes, the file has {} after its length",
+            "truncated: the header should have {length} bytes, the file has {} after its length{AGAIN}",
             total - 8
         )));
     }
@@ -158,7 +161,7 @@ pub fn parse(json: &[u8], data: u64, start: u64) -> Result<Vec<TensorInfo>> {
         }
         if end > data {
             return Err(bad(format!(
-                "truncated: data range {begin}..{end} exceeds the {data} bytes of data"
+                "truncated: data range {begin}..{end} exceeds the {data} bytes of data{AGAIN}"
             )));
         }
         let elements = entry.shape.iter().try_fold(1u64, |n, dim| n.checked_mul(*dim));
