@@ -87,7 +87,7 @@ limited() {
 train() {
     local name=$1 wrap=()
     shift
-    if [ "$1" = limited ]; then
+    if [ "${1:-}" = limited ]; then
         wrap=(limited "$name")
         shift
     fi
@@ -97,7 +97,7 @@ train() {
     "${wrap[@]}" "$semoe" train scripts/peers/model.toml --run "$work/$name" \
         --json "$work/$name.json" "${sets[@]}"
     mv "$work/$name/metrics.jsonl" "$work/$name.jsonl"
-    cp -n "$work/$name/tokenizer.json" "$work/tokenizer.json"
+    cp -n "$work/$name/tokenizer/tokenizer.json" "$work/tokenizer.json"
     rm -rf "${work:?}/$name"
 }
 

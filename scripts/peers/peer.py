@@ -4,8 +4,8 @@
 
 MODE is f32, autocast (f32 masters, bf16 compute) or bf16 (no masters) with transformers alone,
 or deepspeed (ZeRO-3, parameters and optimizer states on NVMe, bf16 with f32 masters). The result
-is one JSON object: seconds of each step, losses, peak memory, versions, bytes moved. At least three
-steps are taken, at most twelve; none begins after S seconds.
+is one JSON object: seconds of each step, losses, peak memory, versions, bytes moved. At least two
+steps are taken, the first of which warms up, and at most twelve; none begins after S seconds.
 """
 
 import argparse
@@ -175,7 +175,7 @@ def main():
     source = batches(given.tokens, given.batch)
     begun = time.perf_counter()
     for number in range(12):
-        if number >= 3 and time.perf_counter() - begun > given.seconds:
+        if number >= 2 and time.perf_counter() - begun > given.seconds:
             break
         before, start = io_counters(), time.perf_counter()
         losses.append(step(next(source)))

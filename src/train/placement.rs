@@ -17,6 +17,9 @@ use serde::Serialize;
 /// Slots are multiples of it.
 const PAGE: u64 = 4096;
 
+/// Slots that a part which streams works well with.
+const STREAMED: u64 = 12;
+
 /// What placement depends on.
 #[derive(Debug, Clone)]
 pub struct Load {
@@ -87,12 +90,15 @@ impl Placement {
         let mut slots = [1u64; 3];
         left -= weights + state + grad;
         let sizes = [weights, state, grad];
-        // A little of each first, so that loads, computation and updates overlap at all.
-        for floor in 2..=4u64.min(blocks) {
-            for part in [2, 0, 1] {
-                if left >= sizes[part] && slots[part] < floor {
-                    slots[part] += 1;
-                    left -= sizes[part];
+        // A little of each first, so that loads, computation and updates overlap at all; then, of a
+        // budget with room for it, enough states to read and write several while one is updated.
+        for (floor, parts, room) in [(4, &[2, 0, 1][..], 1), (STREAMED, &[1], 8)] {
+            for floor in 2..=blocks.min(floor) {
+                for &part in parts {
+                    if left >= room * sizes[part] && slots[part] < floor {
+                        slots[part] += 1;
+                        left -= sizes[part];
+                    }
                 }
             }
         }

@@ -230,6 +230,10 @@ impl TrainPlanner {
         if self.shape.lookahead > 0 && ahead < self.shape.layers {
             self.foresee_weights(plan, ahead);
         }
+        let train = self.pass == Pass::Train && !self.shape.clipped;
+        if train && self.shape.lookahead > 0 && layer + 1 == self.shape.layers {
+            self.foresee_states(plan);
+        }
     }
 
     /// If `expert` missed updates while idle, a node that replays them.
@@ -283,9 +287,6 @@ impl Planner for TrainPlanner {
         let ahead = self.shape.lookahead.min(layers);
         for layer in 0..ahead {
             self.foresee_weights(plan, layer);
-        }
-        if pass == Pass::Train && self.shape.lookahead > 0 && !self.shape.clipped {
-            self.foresee_states(plan);
         }
     }
 

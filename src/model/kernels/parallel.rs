@@ -8,7 +8,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 unsafe extern "C" {
     fn semoe_last_error() -> *const c_char;
@@ -33,24 +33,44 @@ pub enum Threads {
     Own(usize),
 }
 
+/// Shares of a loop for each thread: a thread that is held up leaves its later ones to the others.
+const SHARES: usize = 8;
+
 struct Region<F> {
     body: F,
+    n: usize,
+    /// Indices of a share.
+    share: usize,
+    /// The first index that no thread has taken.
+    next: AtomicUsize,
     panicked: AtomicBool,
 }
 
-extern "C" fn enter<F: Fn(Range<usize>) + Sync>(ctx: *mut c_void, begin: i64, end: i64) {
-    // SAFETY: `ctx` is the `Region<F>` that `parallel_for` keeps alive until all ranges are done.
+impl<F: Fn(Range<usize>)> Region<F> {
+    /// Takes shares until none is left.
+    fn work(&self) {
+        loop {
+            let begin = self.next.fetch_add(self.share, Ordering::Relaxed);
+            if begin >= self.n {
+                return;
+            }
+            (self.body)(begin..self.n.min(begin + self.share));
+        }
+    }
+}
+
+extern "C" fn enter<F: Fn(Range<usize>) + Sync>(ctx: *mut c_void, _begin: i64, _end: i64) {
+    // SAFETY: `ctx` is the `Region<F>` that `parallel_for` keeps alive until all threads are done.
     let region = unsafe { &*ctx.cast::<Region<F>>() };
     // A panic must not unwind through C++ frames.
-    let run = catch_unwind(AssertUnwindSafe(|| (region.body)(begin as usize..end as usize)));
-    if run.is_err() {
+    if catch_unwind(AssertUnwindSafe(|| region.work())).is_err() {
         region.panicked.store(true, Ordering::Relaxed);
     }
 }
 
-/// Runs `body` over disjoint ranges that cover `0..n`, each of at least `grain` indices where
-/// more than one thread is used, on libtorch's intra-op threads. How the ranges are cut depends
-/// on the number of threads, so a body's result must not.
+/// Runs `body` over disjoint ranges that cover `0..n`, each of at least `grain` indices but the
+/// last, on libtorch's intra-op threads. Which thread takes which range depends on how fast each
+/// is (another thread may hold its core for a while), so a body's result must not.
 ///
 /// # Errors
 /// [`ErrorKind::Torch`] when libtorch throws; [`ErrorKind::Bug`] when a body panics.
@@ -58,11 +78,15 @@ pub fn parallel_for<F: Fn(Range<usize>) + Sync>(n: usize, grain: usize, body: F)
     if n == 0 {
         return Ok(());
     }
-    let region = Region { body, panicked: AtomicBool::new(false) };
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
+    let share = n.div_ceil(threads * SHARES).max(grain).max(1);
+    let (next, panicked) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let region = Region { body, n, share, next, panicked };
     let ctx = std::ptr::from_ref(&region).cast_mut().cast::<c_void>();
+    let workers = threads.min(n.div_ceil(share));
     // SAFETY: `enter::<F>` reads `ctx` as the `Region<F>` it is; the call returns only when all
-    // ranges are done, so `region` outlives every use.
-    let status = unsafe { semoe_parallel_for(n as i64, grain.max(1) as i64, enter::<F>, ctx) };
+    // threads are done, so `region` outlives every use.
+    let status = unsafe { semoe_parallel_for(workers as i64, 1, enter::<F>, ctx) };
     native_status(status)?;
     if region.panicked.load(Ordering::Relaxed) {
         return Err(Error::bug("a parallel kernel panicked"));
@@ -128,7 +152,6 @@ pub(super) fn native_status(status: c_int) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn every_index_is_visited_once() {

@@ -172,7 +172,8 @@ impl TrainPlanner {
         }
     }
 
-    /// States are needed in the order of the updates: what comes first is fetched first.
+    /// States are needed in the order of the updates: what comes first is fetched first. The
+    /// forward pass has told which experts will have gradients.
     /// With clipping their gradients may have been spilled, and come back with them.
     pub(super) fn foresee_states(&mut self, plan: &mut Plan) {
         let layers: Vec<usize> = match self.shape.clipped {
@@ -181,12 +182,7 @@ impl TrainPlanner {
         };
         for layer in layers {
             let use_at = self.time.update(self.step, layer);
-            let experts = match self.shape.clipped {
-                // Gradients are there: what will be updated is known.
-                true => self.used(layer),
-                false => self.predictor.likely(layer, self.shape.local_experts.clone()),
-            };
-            for expert in experts {
+            for expert in self.used(layer) {
                 plan.ahead.push(Ahead { block: BlockId::state(layer, expert), use_at });
                 if self.shape.clipped {
                     plan.ahead.push(Ahead { block: BlockId::grad(layer, expert), use_at });
