@@ -4,7 +4,8 @@
 #
 # The peers get a Python environment of their own in the user's cache. Runs "under 6 GiB" are in a
 # memory cgroup, which needs root. SEMOE_BENCH_DIR names the disk to use (default: target/); 25 GB
-# have to be free there. SEMOE_BENCH_LAYERS=1 and SEMOE_BENCH_OUT=FILE make a trial of the script.
+# have to be free there. For a trial of the script: SEMOE_BENCH_LAYERS=1, SEMOE_BENCH_OUT=FILE, and
+# SEMOE_BENCH_MODES="f32 autocast" leaves out a mode of transformers.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,6 +16,8 @@ scratch=${SEMOE_BENCH_DIR:-${CARGO_TARGET_DIR:-$PWD/target}}
 patience=${SEMOE_BENCH_SECONDS:-150}
 layers=${SEMOE_BENCH_LAYERS:-8}
 out=${SEMOE_BENCH_OUT:-docs/benchmarks.md}
+# How transformers runs: without bf16 instructions a step in pure bf16 takes minutes.
+modes=${SEMOE_BENCH_MODES:-f32 autocast bf16}
 
 say() { echo "bench-peers: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -79,8 +82,11 @@ limited() {
         echo $BASHPID >"$group/cgroup.procs"
         exec "$@"
     ) || return
-    cat "$group/memory.max_usage_in_bytes" "$group/memory.peak" 2>/dev/null |
-        head -1 >"$work/$name.peak"
+    if [ -d /sys/fs/cgroup/memory ]; then
+        cat "$group/memory.max_usage_in_bytes" >"$work/$name.peak"
+    else
+        cat "$group/memory.peak" >"$work/$name.peak"
+    fi
 }
 
 # train NAME [limited] SETTING...: a run of semoe; NAME.json gets its summary.
@@ -117,26 +123,32 @@ print(f"{(limit - beside) // (1 << 20) - 128}MiB")
 END
 }
 
+# peer NAME [limited] COMMAND...: a run of a peer; NAME.json gets its result.
 peer() {
-    local name=$1
+    local name=$1 wrap=()
     shift
+    if [ "$1" = limited ]; then
+        wrap=(limited "$name")
+        shift
+    fi
     say "$name"
     # The settings that suit them: tensors from a heap that is not given back to the kernel.
-    env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=200000000000 MALLOC_TOP_PAD_=268435456 \
-        "$@" --layers "$layers" --tokens "$work/tokens.bin" --seconds "$patience" --json "$work/$name.json" ||
+    "${wrap[@]}" env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=200000000000 \
+        MALLOC_TOP_PAD_=268435456 "$@" --layers "$layers" --tokens "$work/tokens.bin" \
+        --seconds "$patience" --json "$work/$name.json" ||
         say "$name failed; the report says so"
 }
 
 train memory
 python scripts/peers/tokens.py data/kjv.txt.zst "$work/tokenizer.json" "$work/tokens.bin"
-for mode in f32 autocast bf16; do
+for mode in $modes; do
     peer "transformers-$mode" python scripts/peers/peer.py $mode
 done
 mkdir "$work/offload"
-peer deepspeed limited deepspeed python scripts/peers/peer.py deepspeed --offload "$work/offload"
+peer deepspeed limited python scripts/peers/peer.py deepspeed --offload "$work/offload"
 rm -rf "$work/offload"
 train streamed limited "storage.host=$(budget)"
-large=(train.batch=64 train.micro_batch=8)
+large=(train.batch=64 train.micro_batch=8 train.steps=6)
 train memory-large "${large[@]}"
 train streamed-large limited "${large[@]}" "storage.host=$(budget "${large[@]}")"
 

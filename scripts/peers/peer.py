@@ -36,6 +36,9 @@ def config(layers):
         output_router_logits=True,
         router_aux_loss_coef=0.01,
         use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
     )
 
 
@@ -92,6 +95,7 @@ def deepspeed_step(folder, batch, layers):
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}.items():
         os.environ.setdefault(key, value)
     import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
 
     largest = 64 * 2 * 1024 * 512
     settings = {
@@ -138,8 +142,10 @@ def deepspeed_step(folder, batch, layers):
         "steps_per_print": 1 << 30,
     }
     deepspeed.init_distributed(dist_backend="gloo")
-    with deepspeed.zero.Init(config_dict_or_path=settings):
-        model = build(torch.bfloat16, layers)
+    # As long as this lives, transformers divides parameters as it makes them.
+    zero3 = HfDeepSpeedConfig(settings)
+    model = build(torch.bfloat16, layers)
+    assert zero3.is_zero3()
     engine, *_ = deepspeed.initialize(model=model, config=settings)
 
     def step(ids):

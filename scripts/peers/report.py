@@ -28,6 +28,8 @@ def peak(name):
 def semoe(name):
     """Tokens a second, bytes read and written a step, peak under the limit; medians and means."""
     summary = load(name)
+    if summary is None:
+        return None
     lines = [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
     steady = lines[2:]
     seconds = median(line["seconds"] for line in steady)
@@ -127,7 +129,7 @@ print("| run | memory | tokens/s | range | steps | peak | read a step | written 
 print("|---|---|---|---|---|---|---|---|")
 for label, found, where in rows:
     if found is None:
-        print(f"| {label} | {where} | did not finish | | | | | |")
+        print(f"| {label} | {where} | not run or not finished | | | | | |")
         continue
     low, high = found["spread"]
     print(f"| {label} | {where} | {found['rate']:.0f} | {low:.0f} to {high:.0f} | "
@@ -150,7 +152,7 @@ print("the share of a step in which computation waited for the disk.\n")
 print("| run | forecast | measured | off | exposed io |")
 print("|---|---|---|---|---|")
 for label, run in ours.items():
-    if run["forecast"]:
+    if run and run["forecast"]:
         off = run["forecast"] / run["seconds"] - 1
         print(f"| {label} | {run['forecast']:.2f} s | {run['seconds']:.2f} s | {off:+.0%} | "
               f"{run['exposed']:.0%} |")
