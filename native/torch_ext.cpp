@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/version.h>
 
 #include <string>
 
@@ -45,6 +46,8 @@ struct Allocator final : c10::Allocator {
 extern "C" {
 
 const char *semoe_last_error() { return last_error.c_str(); }
+
+const char *semoe_torch_version() { return TORCH_VERSION; }
 
 int semoe_autograd_grad(void *const *outputs, void *const *grad_outputs, size_t n_outputs,
                         void *const *inputs, size_t n_inputs, int retain_graph, void **grads) {

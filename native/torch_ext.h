@@ -10,6 +10,9 @@ extern "C" {
 
 const char *semoe_last_error();
 
+// The version that this was compiled against, such as "2.11.0".
+const char *semoe_torch_version();
+
 // Gradients of `outputs` with respect to `inputs`, given `grad_outputs` (NULL entries mean
 // "ones", for scalars). Writes one owned tensor, or NULL where an input was not used, into
 // each of `grads`. Nothing is accumulated into `.grad`.

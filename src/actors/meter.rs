@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Meter {
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
+    pub(super) late: AtomicU64,
+    pub(super) prefetches: AtomicU64,
     pub(super) bytes_read: AtomicU64,
     pub(super) bytes_written: AtomicU64,
     pub(super) weight_bytes_read: AtomicU64,
@@ -20,6 +22,8 @@ impl Meter {
         Traffic {
             cache_hits: get(&self.hits),
             cache_misses: get(&self.misses),
+            cache_late: get(&self.late),
+            prefetches: get(&self.prefetches),
             bytes_read: get(&self.bytes_read),
             bytes_written: get(&self.bytes_written),
             disk_busy: get(&self.disk_busy),

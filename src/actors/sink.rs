@@ -28,6 +28,10 @@ pub struct PassEnded {
 pub struct Traffic {
     pub cache_hits: u64,
     pub cache_misses: u64,
+    /// Misses on blocks that were on their way in.
+    pub cache_late: u64,
+    /// Reads that began before anyone asked for the block.
+    pub prefetches: u64,
     pub bytes_read: u64,
     pub bytes_written: u64,
     /// Nanoseconds in which the disk had at least one request.
@@ -41,6 +45,8 @@ impl Traffic {
         Self {
             cache_hits: self.cache_hits - earlier.cache_hits,
             cache_misses: self.cache_misses - earlier.cache_misses,
+            cache_late: self.cache_late - earlier.cache_late,
+            prefetches: self.prefetches - earlier.prefetches,
             bytes_read: self.bytes_read - earlier.bytes_read,
             bytes_written: self.bytes_written - earlier.bytes_written,
             disk_busy: self.disk_busy - earlier.disk_busy,

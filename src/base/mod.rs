@@ -8,6 +8,7 @@ pub mod error;
 pub mod file;
 pub mod ids;
 pub mod ledger;
+pub mod timing;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,9 +1,10 @@
 //! `semoe bench`: how fast a checkpoint reads prompts and makes tokens, in one memory.
 
 use super::model::{ModelArgs, announce};
-use super::output;
+use super::{output, prediction};
 use crate::base::{Error, Result};
 use crate::infer::figures::Passes;
+use crate::infer::forecast::Forecast;
 use crate::infer::generator::Generator;
 use crate::infer::memory::peak_memory;
 use crate::infer::options::Settings;
@@ -65,6 +66,8 @@ struct Report<'a> {
     hit_rate: f64,
     exposed_io_share: f64,
     peak_rss_bytes: u64,
+    /// What was foretold of decoding; None where this machine was not measured.
+    forecast: Option<Forecast>,
     rows: &'a [Row],
     settings: &'a Settings,
 }
@@ -93,7 +96,15 @@ impl BenchArgs {
         }
         output::print(&table(&rows))?;
         let settings = generator.settings().clone();
+        let work = generator.workload().clone();
         generator.finish()?;
+        let forecast = prediction::show(&prediction::Run {
+            model: &self.model.model,
+            work: &work,
+            threads: settings.effective.threads,
+            decode: &decode,
+            positions: self.tokens as f64 / 2.0,
+        })?;
         if let Some(path) = &self.json {
             let report = Report {
                 prompt_tokens_per_s: prompt,
@@ -102,6 +113,7 @@ impl BenchArgs {
                 hit_rate: decode.hit_rate(),
                 exposed_io_share: decode.share(decode.exposed_io),
                 peak_rss_bytes: peak_memory()?,
+                forecast,
                 rows: &rows,
                 settings: &settings,
             };

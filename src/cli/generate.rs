@@ -1,9 +1,10 @@
 //! `semoe generate`: a checkpoint continues one prompt, or many at once.
 
 use super::model::{ModelArgs, SamplingArgs, announce};
-use super::output;
+use super::{output, prediction};
 use crate::base::{Error, Result};
 use crate::infer::figures::Figures;
+use crate::infer::forecast::Forecast;
 use crate::infer::foresight::Tally;
 use crate::infer::generator::Generator;
 use crate::infer::memory::peak_memory;
@@ -70,6 +71,8 @@ struct Report<'a> {
     answers: &'a [Answer],
     figures: Figures,
     predictor: Tally,
+    /// What was foretold of decoding; None where this machine was not measured.
+    forecast: Option<Forecast>,
     peak_rss_bytes: u64,
     settings: &'a Settings,
 }
@@ -104,15 +107,24 @@ impl GenerateArgs {
         let answers = listener.finish()?;
         let settings = generator.settings().clone();
         let predictor = generator.tally();
+        let work = generator.workload().clone();
         let figures = generator.finish()?;
         output::note(&figures.table())?;
         output::note(&predictor.line())?;
+        let forecast = prediction::show(&prediction::Run {
+            model: &self.model.model,
+            work: &work,
+            threads: settings.effective.threads,
+            decode: &figures.decode,
+            positions: mean_positions(&answers),
+        })?;
         if let Some(path) = &self.json {
             let peak_rss_bytes = peak_memory()?;
             let report = Report {
                 answers: &answers,
                 figures,
                 predictor,
+                forecast,
                 peak_rss_bytes,
                 settings: &settings,
             };
@@ -168,6 +180,16 @@ pub fn encode_chat(generator: &Generator, messages: &[serde_json::Value]) -> Res
         .map_err(|e| Error::bug("a conversation has no form for templates").from_source(e))?;
     let text = template.render(&line, true)?;
     tokenizer.encode(&text)
+}
+
+/// Positions before a token that was made, on average over all of them.
+fn mean_positions(answers: &[Answer]) -> f64 {
+    let made: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
+    let before = |answer: &Answer| {
+        let (prompt, made) = (answer.prompt.len() as f64, answer.tokens.len() as f64);
+        made * (prompt + made / 2.0)
+    };
+    answers.iter().map(before).sum::<f64>() / made.max(1) as f64
 }
 
 /// A prompt a line, as text or as JSON.

@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod chat;
 mod config;
+mod doctor;
 mod generate;
 mod idle;
 mod import;
@@ -14,6 +15,7 @@ mod interrupt;
 mod model;
 mod output;
 mod plan;
+mod prediction;
 mod random;
 mod run;
 mod store;
@@ -53,8 +55,11 @@ enum Command {
     RandomCheckpoint(random::RandomArgs),
     /// Talk with a checkpoint.
     Chat(chat::ChatArgs),
-    /// Predict memory, disk, traffic and speed of a configuration without starting it.
+    /// Predict memory, disk, traffic and speed of a configuration or a checkpoint without starting
+    /// it.
     Plan(plan::PlanArgs),
+    /// Measure this machine once, for predictions: disk, memory, kernels, libtorch.
+    Doctor(doctor::DoctorArgs),
     /// Compare a checkpoint folder with another implementation's outputs.
     Verify(verify::VerifyArgs),
     /// Show a configuration with every default, its JSON schema, or the reference of all keys.
@@ -90,6 +95,7 @@ impl Cli {
             Command::Bench(args) => args.run(),
             Command::RandomCheckpoint(args) => args.run(),
             Command::Plan(args) => args.run(),
+            Command::Doctor(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::Config(args) => args.run(),
             Command::Store(args) => args.run(),

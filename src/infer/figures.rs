@@ -13,6 +13,10 @@ pub struct Passes {
     pub seconds: f64,
     pub hits: u64,
     pub misses: u64,
+    /// Misses on experts that were being read already.
+    pub late: u64,
+    /// Experts read before anyone asked for them.
+    pub read_ahead: u64,
     pub bytes_read: u64,
     /// Seconds in which the disk had at least one request.
     pub disk_busy: f64,
@@ -24,12 +28,15 @@ pub struct Passes {
 
 impl Passes {
     fn add(&mut self, report: &PassReport) {
-        let Traffic { cache_hits, cache_misses, bytes_read, disk_busy, .. } = report.traffic;
+        let Traffic { cache_hits, cache_misses, cache_late, prefetches, .. } = report.traffic;
+        let Traffic { bytes_read, disk_busy, .. } = report.traffic;
         self.passes += 1;
         self.tokens += report.numbers.tokens;
         self.seconds += report.numbers.seconds;
         self.hits += cache_hits;
         self.misses += cache_misses;
+        self.late += cache_late;
+        self.read_ahead += prefetches;
         self.bytes_read += bytes_read;
         self.disk_busy += disk_busy as f64 * 1e-9;
         self.exposed_io += report.accounting.exposed_of(Lane::Io) as f64 * 1e-9;
@@ -44,6 +51,11 @@ impl Passes {
     pub fn hit_rate(&self) -> f64 {
         let needed = self.hits + self.misses;
         if needed == 0 { 1.0 } else { self.hits as f64 / needed as f64 }
+    }
+
+    /// Experts that were read, whether ahead or when they were needed.
+    pub fn fetched(&self) -> u64 {
+        (self.misses + self.read_ahead).saturating_sub(self.late)
     }
 
     pub fn bytes_per_token(&self) -> f64 {
@@ -82,6 +94,8 @@ impl Figures {
             seconds: a.seconds + b.seconds,
             hits: a.hits + b.hits,
             misses: a.misses + b.misses,
+            late: a.late + b.late,
+            read_ahead: a.read_ahead + b.read_ahead,
             bytes_read: a.bytes_read + b.bytes_read,
             disk_busy: a.disk_busy + b.disk_busy,
             exposed_io: a.exposed_io + b.exposed_io,

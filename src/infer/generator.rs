@@ -20,10 +20,11 @@
 //! ```
 
 use super::figures::Figures;
-use super::foresight::{Foresight, PredictorKind, Tally};
-use super::headers::{context, encodings, in_place};
-use super::memory::{self, MemoryPlan, Needs};
-use super::opening;
+use super::forecast::Workload;
+use super::foresight::{PredictorKind, Tally};
+use super::headers::encodings;
+use super::memory::{MemoryPlan, Needs};
+use super::opened::Opened;
 use super::options::{Effective, Options, Requested, Settings, kv_name};
 use super::sampler::Sampling;
 use super::session::{Inbox, Job, Said, WhileOpen};
@@ -45,7 +46,6 @@ use crate::graph::{Credits, EngineConfig, Lane, Schedule};
 use crate::model::checkpoint::Source;
 use crate::model::config::ModelConfig;
 use crate::model::forward::{Forward, KvCache};
-use crate::model::kernels::allocator::tune_allocator;
 use crate::storage::arena::Arena;
 use crate::storage::hierarchy::{Hierarchy, SlotClass};
 use crate::text::tokenizer::Tokenizer;
@@ -64,6 +64,7 @@ pub struct Generator {
     tokenizer: Option<Arc<Tokenizer>>,
     settings: Settings,
     ledger: Ledger,
+    workload: Workload,
     rank: Option<Rank>,
     alarm: Alarm,
     events: Receiver<(usize, RankEvent)>,
@@ -90,33 +91,10 @@ impl Generator {
     /// # Errors
     /// As [`Generator::open`].
     pub fn open_on(options: &Options, wrap: impl FnOnce(Disk) -> Disk) -> Result<Self> {
-        tune_allocator()?;
-        options.check()?;
-        let program = memory::resident_memory()?;
-        let source = match opening::cache_folder() {
-            Some(index) => opening::open(&options.model, &index)?.0,
-            None => Source::open(&options.model)?,
-        };
-        let source = Arc::new(source);
-        let config = source.config().clone();
-        let context = context(&config, options.context)?;
-        let files = Arc::new(in_place(&source)?);
-        let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
-        let tokenizer_file = options.model.join("tokenizer.json");
-        let needs = Needs {
-            program,
-            dense: Forward::resident_bytes(&config, source.as_ref())?,
-            slot_bytes: files.slot_bytes(),
-            blocks: files.len() as u32,
-            context,
-            threads,
-            tokenizer: std::fs::metadata(&tokenizer_file).map_or(0, |meta| meta.len()),
-            predictor: Foresight::bytes(options.predictor, config.layers, config.experts),
-        };
-        let MemoryPlan { ledger, slots } = MemoryPlan::new(&config, &needs, options)?;
+        let opened = Opened::new(options)?;
+        let Opened { source, config, files, needs, plan, workload } = opened;
+        let MemoryPlan { ledger, slots } = plan;
+        let (context, threads) = (needs.context, needs.threads);
         let class = SlotClass { part: Part::Weights, slot_bytes: needs.slot_bytes, slots };
         let tokenizer = source.tokenizer().ok().map(Arc::new);
 
@@ -184,6 +162,7 @@ impl Generator {
             tokenizer,
             settings,
             ledger,
+            workload,
             rank: Some(rank),
             alarm,
             events,
@@ -212,6 +191,11 @@ impl Generator {
     /// What the process will hold at most.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// What a token of this model reads and computes, for forecasts.
+    pub fn workload(&self) -> &Workload {
+        &self.workload
     }
 
     /// Sums over all passes so far.

@@ -1,9 +1,12 @@
-//! What a generator takes from a checkpoint's headers: the context, where the experts lie, and how
-//! they are encoded.
+//! What a generator takes from a checkpoint's headers: the context, where the experts lie, how
+//! they are encoded, and what a token reads of all that.
 
+use super::forecast::{Amounts, Workload};
+use super::options::Options;
 use crate::base::{BlockId, Error, Result};
 use crate::model::checkpoint::Source;
 use crate::model::config::ModelConfig;
+use crate::model::forward::{Forward, KvCache};
 use crate::storage::in_place::{InPlace, Piece};
 
 /// Positions that a sequence may reach unless more is asked for.
@@ -58,4 +61,55 @@ pub fn encodings(source: &Source) -> Vec<String> {
         }
     }
     names
+}
+
+/// What a token reads and computes.
+///
+/// # Errors
+/// As [`Forward::resident_bytes`]; Bug for an expert without a layout.
+pub fn workload(
+    source: &Source,
+    files: &InPlace,
+    slots: u32,
+    options: &Options,
+) -> Result<Workload> {
+    let config = source.config();
+    let mut dense = Amounts::default();
+    for (encoding, bytes) in Forward::active_bytes(config, source)? {
+        dense.add(encoding.name(), bytes as f64);
+    }
+    let (mut of_experts, mut blocks, mut routed_layers) = (Amounts::default(), 0u32, 0);
+    let (mut read_bytes, mut requests) = (0, 0);
+    for layer in 0..config.layers {
+        let before = blocks;
+        for expert in 0..config.experts {
+            if source.pieces(layer, expert).is_empty() {
+                continue;
+            }
+            blocks += 1;
+            for matrix in source.layout(layer, expert)?.matrices() {
+                let bytes: usize = matrix.spans().iter().map(|span| span.len).sum();
+                of_experts.add(matrix.encoding.name(), bytes as f64);
+            }
+            for fetch in files.fetches(BlockId::weights(layer, expert))? {
+                read_bytes += fetch.extent.len;
+                requests += fetch.extent.len.div_ceil(options.io.chunk);
+            }
+        }
+        routed_layers += usize::from(blocks > before);
+    }
+    let each = 1.0 / f64::from(blocks.max(1));
+    Ok(Workload {
+        layers: config.layers,
+        routed_layers,
+        top_k: config.top_k,
+        dense,
+        expert: of_experts.scaled(each),
+        expert_read: read_bytes as f64 * each,
+        expert_requests: requests as f64 * each,
+        kv_per_position: KvCache::bytes_per_token(config, options.kv),
+        slots,
+        blocks,
+        depth: options.io.depth as u32,
+    })
 }

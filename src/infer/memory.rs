@@ -114,6 +114,14 @@ pub fn free_memory() -> Result<u64> {
     kilobytes_of("/proc/meminfo", "MemAvailable:")
 }
 
+/// Bytes of memory that the system has.
+///
+/// # Errors
+/// `Io` where /proc cannot be read.
+pub fn whole_memory() -> Result<u64> {
+    kilobytes_of("/proc/meminfo", "MemTotal:")
+}
+
 /// Bytes of memory that the process holds now.
 ///
 /// # Errors

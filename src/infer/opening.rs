@@ -20,12 +20,17 @@ pub enum Opening {
     Renewed,
 }
 
-/// The folder for indices: `$XDG_CACHE_HOME/semoe/index`, or `~/.cache/semoe/index`.
-pub fn cache_folder() -> Option<PathBuf> {
+/// What is kept for this user: `$XDG_CACHE_HOME/semoe`, or `~/.cache/semoe`.
+pub fn user_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    cache.map(|cache| cache.join("semoe").join("index"))
+    cache.map(|cache| cache.join("semoe"))
+}
+
+/// The folder for indices, `index` in [`user_folder`].
+pub fn cache_folder() -> Option<PathBuf> {
+    user_folder().map(|folder| folder.join("index"))
 }
 
 /// Opens the checkpoint at `path` with an index in `cache`, which is made where it is missing.

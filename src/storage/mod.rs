@@ -10,6 +10,7 @@ pub mod in_place;
 pub mod index;
 pub mod lease;
 pub mod policy;
+pub mod probe;
 pub mod replay;
 pub mod store;
 pub mod tiers;

@@ -5,27 +5,44 @@ use crate::base::Result;
 use crate::model::config::ModelConfig;
 use crate::model::family::{Slot, dense_tensors};
 use crate::model::kernels::attend::{QUERIES, TILE};
+use crate::model::kernels::linear::Encoding;
 
 /// Bytes that the dense weights take once loaded, from headers alone: what is encoded stays
 /// encoded; vectors, routers and gates become f32, and so does an up-projection of latents that
 /// cannot be divided between heads as it is.
 pub(super) fn resident_bytes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<u64> {
-    let mut total = 0;
+    Ok(kept(config, tensors)?.iter().map(|(_, _, bytes)| bytes).sum())
+}
+
+/// Bytes of dense weights that a token reads, by the encoding in which they are kept: all but the
+/// embedding, of which it takes one row unless the head is tied to it.
+pub(super) fn active_bytes(
+    config: &ModelConfig,
+    tensors: &dyn Tensors,
+) -> Result<Vec<(Encoding, u64)>> {
+    let mut kept = kept(config, tensors)?;
+    kept.retain(|(slot, ..)| *slot != Slot::Embed || config.tie_embeddings);
+    Ok(kept.into_iter().map(|(_, encoding, bytes)| (encoding, bytes)).collect())
+}
+
+/// Every dense tensor as it is kept.
+fn kept(config: &ModelConfig, tensors: &dyn Tensors) -> Result<Vec<(Slot, Encoding, u64)>> {
+    let mut all = Vec::new();
     for tensor in dense_tensors(config) {
         let (rows, cols) = matrix_shape(&tensor.shape);
-        let encoding = tensors.encoding(&tensor.name, &tensor.shape)?;
+        let mut encoding = tensors.encoding(&tensor.name, &tensor.shape)?;
         let exact = match tensor.slot {
             Slot::Router | Slot::SharedGate => true,
             Slot::KvOut => !super::latent::divides(config, encoding),
             _ => tensor.shape.len() == 1,
         };
-        total += if exact {
-            4 * (rows * cols) as u64
-        } else {
-            (encoding.data_bytes(rows, cols)? + encoding.scale_bytes(rows, cols)) as u64
-        };
+        if exact {
+            encoding = Encoding::F32;
+        }
+        let bytes = encoding.data_bytes(rows, cols)? + encoding.scale_bytes(rows, cols);
+        all.push((tensor.slot, encoding, bytes as u64));
     }
-    Ok(total)
+    Ok(all)
 }
 
 /// Most bytes that the buffers of calls of at most `rows` rows come to, over caches of at most

@@ -34,7 +34,7 @@ pub use tensors::{Tensors, matrix_shape};
 
 use super::config::ModelConfig;
 use super::family::Slot;
-use super::kernels::linear::{OwnedMatrix, Work, decode_row, linear};
+use super::kernels::linear::{Encoding, OwnedMatrix, Work, decode_row, linear};
 use super::kernels::rows::rms_norm;
 use crate::base::{Error, Result};
 use attention::{Attention, Call, sized};
@@ -107,6 +107,18 @@ impl Forward {
     /// As [`Forward::load`], as far as headers tell.
     pub fn resident_bytes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<u64> {
         memory::resident_bytes(config, tensors)
+    }
+
+    /// Bytes of dense weights that a token reads, by the encoding in which they are kept, from
+    /// headers alone: all but the embedding, of which it takes a row unless the head is tied to it.
+    ///
+    /// # Errors
+    /// As [`Forward::resident_bytes`].
+    pub fn active_bytes(
+        config: &ModelConfig,
+        tensors: &dyn Tensors,
+    ) -> Result<Vec<(Encoding, u64)>> {
+        memory::active_bytes(config, tensors)
     }
 
     /// Most bytes that buffers come to in calls of at most `rows` rows over caches of at most

@@ -16,6 +16,7 @@ pub mod amx;
 pub mod attend;
 pub mod dispatch;
 pub mod float;
+pub mod libtorch;
 pub mod linear;
 pub mod parallel;
 pub mod reduce;

@@ -1,18 +1,13 @@
 //! How fast the disk of a store moves a run's blocks: reads alone, writes alone, both at once.
 
+use crate::base::Result;
 use crate::base::units::round_up;
-use crate::base::{Error, Part, Result};
-use crate::storage::arena::Arena;
-use crate::storage::disk::{
-    DataFile, Extent, FileId, IoBuf, IoDone, IoOp, IoOptions, IoRequest, IoService,
-};
-use crate::storage::hierarchy::{SlotClass, SlotId};
-use crossbeam_channel::{Receiver, unbounded};
+use crate::storage::disk::{IoOp, IoOptions};
+use crate::storage::probe::{Checksums, Probe, ProbeFile};
 use serde::Serialize;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 /// Blocks in flight at once.
 const DEPTH: u32 = 8;
@@ -46,22 +41,22 @@ impl DiskRates {
     /// # Errors
     /// `Io` when the file cannot be made, written or read.
     pub fn measure(dir: &Path, options: &IoOptions, block: u64, bytes: u64) -> Result<Self> {
-        let path = dir.join(format!(".semoe-probe-{}", std::process::id()));
         let block = round_up(block.clamp(4096, MOST / 8), 4096);
         let count = (bytes.clamp(LEAST, MOST) / block).max(u64::from(DEPTH));
-        let rates = Probe::open(&path, options, block, count).and_then(|probe| {
-            // The first pass gives the file its blocks on the disk.
-            probe.run(|_| IoOp::Write)?;
-            let before = cpu_seconds();
-            let write = probe.run(|_| IoOp::Write)?;
-            let read = probe.run(|_| IoOp::Read)?;
-            let mixed = probe.run(|at| if at % 2 == 0 { IoOp::Read } else { IoOp::Write })?;
-            let cpu = (cpu_seconds() - before) / (3 * count * block) as f64;
-            Ok(Self { read, write, mixed, cpu })
-        });
-        // A probe that stays behind is small and named for what it is.
-        drop(std::fs::remove_file(&path));
-        rates
+        let file = ProbeFile::make(dir, block * count)?;
+        let probe = Probe::open(&file, options, block, DEPTH, Checksums::Computed)?;
+        let run = |op: fn(u64) -> IoOp| {
+            let all = (0..count).map(|at| (op(at), at));
+            probe.run(all, Duration::MAX).map(|moved| moved.rate())
+        };
+        // The first pass gives the file its blocks on the disk.
+        run(|_| IoOp::Write)?;
+        let before = cpu_seconds();
+        let write = run(|_| IoOp::Write)?;
+        let read = run(|_| IoOp::Read)?;
+        let mixed = run(|at| if at % 2 == 0 { IoOp::Read } else { IoOp::Write })?;
+        let cpu = (cpu_seconds() - before) / (3 * count * block) as f64;
+        Ok(Self { read, write, mixed, cpu })
     }
 }
 
@@ -76,64 +71,6 @@ impl fmt::Display for DiskRates {
 fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
-
-struct Probe {
-    // Dropped first: nothing is under way when the arena goes.
-    io: IoService,
-    done: Receiver<IoDone>,
-    arena: Arc<Arena>,
-    block: u64,
-    count: u64,
-}
-
-impl Probe {
-    fn open(path: &Path, options: &IoOptions, block: u64, count: u64) -> Result<Self> {
-        let len = block * count;
-        std::fs::File::create(path)
-            .and_then(|file| file.set_len(len))
-            .map_err(|e| Error::io(format!("creating {}", path.display()), e))?;
-        let class = SlotClass { part: Part::Weights, slot_bytes: block, slots: DEPTH };
-        let arena = Arena::new(&[class])?;
-        let (sender, done) = unbounded();
-        let on_done = Arc::new(move |finished: IoDone| drop(sender.send(finished)));
-        let data = DataFile { id: FileId(0), path: path.to_owned(), len, read_only: false };
-        let io = IoService::start(options, vec![data], None, on_done)?;
-        Ok(Self { io, done, arena, block, count })
-    }
-
-    /// Moves every block once, in order, and gives the rate.
-    fn run(&self, op: impl Fn(u64) -> IoOp) -> Result<f64> {
-        let start = Instant::now();
-        let mut free: Vec<u32> = (0..DEPTH).collect();
-        let mut slot_of = vec![0; self.count as usize];
-        let (mut next, mut finished) = (0, 0);
-        while finished < self.count {
-            while next < self.count
-                && let Some(index) = free.pop()
-            {
-                let slot = self.arena.slot(SlotId { part: Part::Weights, index })?;
-                // SAFETY: the arena outlives the service, and a slot serves one request at a time.
-                let buf = unsafe { IoBuf::new(slot.ptr, slot.len) };
-                let extent = Extent { file: FileId(0), offset: next * self.block, len: self.block };
-                slot_of[next as usize] = index;
-                self.io.submit(IoRequest {
-                    tag: next,
-                    op: op(next),
-                    extent,
-                    buf,
-                    urgency: 0,
-                    lift: None,
-                })?;
-                next += 1;
-            }
-            let one = self.done.recv().map_err(|_| Error::bug("the io thread went away"))?;
-            one.result?;
-            free.push(slot_of[one.tag as usize]);
-            finished += 1;
-        }
-        Ok((self.count * self.block) as f64 / start.elapsed().as_secs_f64())
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Seconds that the arithmetic of a step takes: the run's own kernels, timed one expert, one
 //! layer and one head at the run's own shapes, times how many of each a step has.
 
+use crate::base::timing::median_seconds;
 use crate::base::{Error, Result};
 use crate::config::Config;
 use crate::model::config::{ModelConfig, Precision};
@@ -12,7 +13,7 @@ use crate::model::params::DenseParams;
 use crate::train::model_of;
 use crate::train::placement::Load;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
 /// Time given to each piece beyond its first run.
@@ -77,23 +78,9 @@ impl Rehearsal {
     }
 }
 
-/// Median seconds of `body`, whose first run warms up unless it takes long.
-fn median(mut body: impl FnMut() -> Result<()>) -> Result<f64> {
-    let begun = Instant::now();
-    body()?;
-    let first = begun.elapsed();
-    if first > 4 * PATIENCE {
-        return Ok(first.as_secs_f64());
-    }
-    let begun = Instant::now();
-    let mut seconds = Vec::with_capacity(MOST_RUNS);
-    while seconds.is_empty() || (begun.elapsed() < PATIENCE && seconds.len() < MOST_RUNS) {
-        let start = Instant::now();
-        body()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2])
+/// Median seconds of `body`.
+fn median(body: impl FnMut() -> Result<()>) -> Result<f64> {
+    median_seconds(PATIENCE, MOST_RUNS, body)
 }
 
 /// Bytes of a slot, aligned to 64 as slots are.
