@@ -11,6 +11,7 @@
 
 pub mod direct;
 pub mod faulty;
+mod join;
 pub mod options;
 mod pool;
 mod queue;

@@ -3,6 +3,7 @@
 //! Pure: no threads, no files. Law: chunks of a more urgent request are given out before those
 //! of any other that is not yet with the device, and a request ends when its last chunk does.
 
+use super::join::Joiner;
 use super::{DataFile, IoDone, IoOp, IoRequest, Lift, Meter, OnDone};
 use crate::base::Error;
 use std::collections::{BTreeSet, HashMap};
@@ -113,6 +114,7 @@ struct Active {
 #[derive(Debug)]
 pub(super) struct Queue {
     chunk: u64,
+    joiner: Joiner,
     next_key: u64,
     active: HashMap<u64, Active>,
     /// (urgency, order of arrival) of requests that have chunks left to give out.
@@ -121,7 +123,8 @@ pub(super) struct Queue {
 
 impl Queue {
     pub fn new(chunk: u64) -> Self {
-        Self { chunk, next_key: 0, active: HashMap::new(), waiting: BTreeSet::new() }
+        let joiner = Joiner::new(chunk as usize);
+        Self { chunk, joiner, next_key: 0, active: HashMap::new(), waiting: BTreeSet::new() }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -211,7 +214,7 @@ impl Queue {
         let result = match active.error {
             Some(error) => Err(error),
             None if active.request.lift.is_some() => Ok(0),
-            None => Ok(combine(&active.crcs)),
+            None => Ok(self.joiner.join(&active.crcs)),
         };
         let moves = |lift: &Lift| lift.from != lift.to;
         let lift = active.request.lift.filter(|lift| moves(lift) && result.is_ok());
@@ -225,12 +228,4 @@ impl Queue {
         };
         Some(Ended { done, lift: lift.map(|lift| (active.request.buf.ptr, lift)) })
     }
-}
-
-/// The checksum of a whole from those of its consecutive parts.
-fn combine(crcs: &[(u32, usize)]) -> u32 {
-    let Some(((first, _), rest)) = crcs.split_first() else {
-        return 0;
-    };
-    rest.iter().fold(*first, |crc, (next, len)| crc32c::crc32c_combine(crc, *next, *len))
 }
