@@ -17,12 +17,13 @@ fn run(live: u64) -> u64 {
     let mut engine = Engine::new(EngineConfig::default()).expect("the default config is sound");
     let mut pending: VecDeque<Event<u64>> = VecDeque::new();
     let mut commands = Vec::new();
-    let (mut done, mut now, mut sequence) = (0, 0, 0);
+    let (mut next, mut done, mut now, mut sequence) = (0, 0, 0, 0);
     while done < NODES {
-        let next = engine.next_id();
         if next < NODES && next - done < live {
-            let batch = (next..NODES.min(next + 32)).map(|id| spec(id, &mut sequence)).collect();
+            let end = NODES.min(next + 32);
+            let batch = (next..end).map(|id| spec(id, &mut sequence)).collect();
             pending.push_back(Event::Add(batch));
+            next = end;
         }
         let Some(event) = pending.pop_front() else { panic!("{:?}", engine.state()) };
         now += 1;
