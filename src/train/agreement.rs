@@ -8,6 +8,7 @@ use super::recorded::Recorded;
 use crate::actors::committing::Committing;
 use crate::actors::rank::Commit;
 use crate::base::{Error, ErrorKind, Result, Step};
+use crate::model::kernels::allocator::trim_heap;
 use crate::storage::store::{Store, StoreOptions};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -67,6 +68,7 @@ pub fn commit(store: Arc<Store>, agreement: Agreement, recorded: Option<Recorded
             recorded.wait(step)?;
         }
         store.commit(step, committing.meta())?;
+        trim_heap();
         if agreement.ranks > 1 {
             agreement.meet()?;
             keep_common(&store, step)?;

@@ -282,12 +282,12 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         threads: match config.actors.optimizer.threads {
             _ if !own_thread => Threads::Pool,
             1 => Threads::Calling,
-            threads => Threads::Own(threads),
+            _ => Threads::Pool,
         },
     };
     let optimizer: Option<MakeStage> = own_thread.then(|| {
-        let updater = updater.clone();
-        let make: MakeStage = Box::new(move || Ok(Box::new(UpdateStage(updater))));
+        let (updater, threads) = (updater.clone(), config.actors.optimizer.threads);
+        let make: MakeStage = Box::new(move || Ok(Box::new(UpdateStage::new(updater, threads)?)));
         make
     });
     let executor = make_executor(pipeline, ready, rank, updater)?;

@@ -57,9 +57,6 @@ fn threads_within_what_is_said() {
         // that another one starts, but executors and optimizers start no others.)
         let of = |name: &str| most.get(name).copied().unwrap_or_default();
         assert_eq!(of("rank0-executor"), compute, "{name}: {most:?}");
-        // An optimizer's helpers last as long as an update: they may be missed, and one that has
-        // ended is seen for a moment beside its successor.
-        let lingering = usize::from(optimizer > 1);
-        assert!(of("rank0-optimizer") <= optimizer + lingering, "{name}: {most:?}");
+        assert_eq!(of("rank0-optimizer"), optimizer, "{name}: {most:?}");
     }
 }

@@ -30,7 +30,7 @@ const HEADER: usize = 64;
 const HUGE: usize = 4 << 20;
 
 /// How much of what was ever in use at once may wait besides: one part in so many.
-const KEPT: usize = 8;
+const KEPT: usize = 64;
 
 /// A mapping that no tensor uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,6 +246,12 @@ pub fn trim_allocator() {
         std::mem::take(&mut pool.free)
     });
     waiting.into_iter().for_each(unmap);
+    trim_heap();
+}
+
+/// Returns the pages of the heap that hold nothing to the system, those between live allocations
+/// too: so that what is allocated at chance moments does not add up over a long run.
+pub fn trim_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: only pages without live allocations are given back.
     unsafe {

@@ -1,7 +1,8 @@
 //! The threads of libtorch for our own loops, and the process-wide settings of speed.
 //!
-//! One thread per device enters parallel regions (the executor); threads that must stay
-//! single-threaded call the kernels with [`Threads::Calling`].
+//! An executor, and an optimizer with several threads of its own, enter parallel regions: each has
+//! helpers that stay as long as it does. Threads without helpers call the kernels with
+//! [`Threads::Calling`].
 
 use crate::base::{Error, ErrorKind, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -24,13 +25,11 @@ unsafe extern "C" {
 /// Which threads a kernel runs on. The result never depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Threads {
-    /// libtorch's intra-op threads.
+    /// The calling thread and its helpers, as many as [`set_threads`] said on it.
     #[default]
     Pool,
     /// The calling thread alone.
     Calling,
-    /// So many threads of the call's own, which end with it.
-    Own(usize),
 }
 
 /// Shares of a loop for each thread: a thread that is held up leaves its later ones to the others.
@@ -114,17 +113,6 @@ pub fn parallel_each<T: Send>(
             work(i, item);
         }
     };
-    if let Threads::Own(threads) = threads {
-        // A panic of a thread becomes one of the caller when the scope ends.
-        std::thread::scope(|scope| {
-            for first in 1..threads.min(cells.len()) {
-                let (cells, work) = (&cells, &work);
-                scope.spawn(move || (first..cells.len()).step_by(threads).for_each(work));
-            }
-            (0..cells.len()).step_by(threads.max(1)).for_each(work);
-        });
-        return Ok(());
-    }
     parallel_for(cells.len(), 1, |range| {
         range.for_each(work);
     })
@@ -168,7 +156,7 @@ mod tests {
     #[test]
     fn each_item_is_worked_on_once() {
         let mut out = vec![0usize; 37];
-        for threads in [Threads::Pool, Threads::Calling, Threads::Own(3), Threads::Own(99)] {
+        for threads in [Threads::Pool, Threads::Calling] {
             out.fill(0);
             let items: Vec<&mut [usize]> = out.chunks_mut(5).collect();
             parallel_each(threads, items, |i, part| part.fill(i + 1)).unwrap();

@@ -223,7 +223,18 @@ impl Stage for TrainStage {
 }
 
 /// The optimizer on a thread of its own.
-pub struct UpdateStage(pub Updater);
+pub struct UpdateStage(Updater);
+
+impl UpdateStage {
+    /// Made on the optimizer's thread, whose number of helpers it sets: `threads` with itself.
+    ///
+    /// # Errors
+    /// As [`set_threads`].
+    pub fn new(updater: Updater, threads: usize) -> Result<Self> {
+        set_threads(threads)?;
+        Ok(Self(updater))
+    }
+}
 
 impl Stage for UpdateStage {
     fn run(&mut self, task: Task, lease: &mut Lease) -> Result<Outcome> {
