@@ -8,7 +8,6 @@
 
 use semoe::base::Result;
 use semoe::model::config::ModelConfig;
-use semoe::model::family::Family;
 use semoe::model::forward::{Forward, KvCache, KvType, Routes, Row, Tensors, matrix_shape};
 use semoe::model::kernels::allocator::tune_allocator;
 use semoe::model::kernels::linear::{AlignedBytes, Encoding, OwnedMatrix, Work, linear};
@@ -16,22 +15,6 @@ use std::time::Instant;
 
 const ROUNDS: usize = 9;
 const WANTED: f64 = 0.05;
-
-fn config() -> ModelConfig {
-    ModelConfig {
-        vocab: 50304,
-        hidden: 2048,
-        layers: 16,
-        heads: 16,
-        kv_heads: 16,
-        head_dim: 128,
-        experts: 64,
-        top_k: 8,
-        expert_width: 1024,
-        max_position: 4096,
-        ..ModelConfig::of_family(Family::Olmoe)
-    }
-}
 
 /// Any tensor that is asked for, in bf16, small and pseudo-random.
 struct Noise;
@@ -71,7 +54,7 @@ struct Bench {
 
 impl Bench {
     fn new(threads: usize) -> Result<Self> {
-        let config = config();
+        let config = ModelConfig::olmoe_1b_7b();
         let h = config.hidden;
         // Their own copies, so that neither side finds them in a cache.
         let attention = |_| Noise.tensor("product", &[4 * h, h]);
@@ -129,7 +112,7 @@ fn seconds(work: impl FnOnce() -> Result<()>) -> f64 {
 }
 
 fn decode(bench: &mut Bench, context: usize, kind: KvType) -> f64 {
-    let config = config();
+    let config = ModelConfig::olmoe_1b_7b();
     let mut cache = [KvCache::new(&config, context + ROUNDS + 1, kind)];
     fill(bench, &mut cache, context);
     let (mut whole, mut products) = (Vec::new(), Vec::new());
@@ -164,7 +147,7 @@ fn fill(bench: &mut Bench, cache: &mut [KvCache], context: usize) {
 }
 
 fn prefill(bench: &mut Bench, tokens: usize) {
-    let config = config();
+    let config = ModelConfig::olmoe_1b_7b();
     let rows: Vec<Row> = (0..tokens).map(|position| Row { sequence: 0, position }).collect();
     let (mut whole, mut products) = (Vec::new(), Vec::new());
     for _ in 0..3 {

@@ -25,21 +25,6 @@ const FLOPS: f64 = (2 * 3 * HIDDEN * WIDTH) as f64;
 const BYTES: usize = 256 << 20;
 const ROUNDS: usize = 9;
 const WANTED: f64 = 0.85;
-const ENCODINGS: [Encoding; 13] = [
-    Encoding::F32,
-    Encoding::F16,
-    Encoding::Bf16,
-    Encoding::Fp8,
-    Encoding::Q8_0,
-    Encoding::Int8,
-    Encoding::Q6K,
-    Encoding::Mxfp4,
-    Encoding::Q4_0,
-    Encoding::Q4K,
-    Encoding::Int4 { group: 32 },
-    Encoding::Int4 { group: 64 },
-    Encoding::Int4 { group: 128 },
-];
 
 /// A seeded stream of numbers in [-1, 1).
 struct Random(u64);
@@ -220,7 +205,7 @@ fn main() {
     let mut work = Work::new(threads).expect("threads start");
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let chosen = |e: &Encoding| wanted.is_empty() || wanted.iter().any(|w| w == e.name());
-    let chosen: Vec<Encoding> = ENCODINGS.into_iter().filter(chosen).collect();
+    let chosen: Vec<Encoding> = Encoding::ALL.into_iter().filter(chosen).collect();
     let buffer: Vec<u64> = (0..BYTES as u64 / 8).collect();
     region(&mut work);
     println!(

@@ -7,14 +7,17 @@
 
 use semoe::base::{Error, Result};
 use semoe::config::Config;
-use semoe::text::tokenizer::Tokenizer;
 use semoe::train::metrics::{self, StepMetrics};
 use semoe::train::pipeline::Pipeline;
-use semoe::train::placement::Placement;
-use semoe::train::plan::{Forecast, Measured};
-use semoe::train::{model_of, prepare};
+use semoe::train::plan::{Forecast, Measured, plan};
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 const SEQ: usize = 128;
 const STEPS: usize = 12;
@@ -60,7 +63,7 @@ expert_width = 512
 top_k = 2
 [data]
 files = ["data/kjv.txt.zst"]
-tokenizer = {{ kind = "bytes" }}
+tokenizer = {{ kind = "bpe", vocab = 2048 }}
 [train]
 steps = {STEPS}
 batch = {batch}
@@ -107,9 +110,7 @@ enabled = false
 
     fn forecast(&self, host: &str, batch: usize) -> Result<Forecast> {
         let config = self.config(host, batch, batch, "overlapped")?;
-        let model = model_of::model_config(&config, &Tokenizer::bytes()?)?;
-        let load = prepare::load_of(&config, &model);
-        Forecast::of(&config, &load, &Placement::new(&load)?, &self.dir)
+        Ok(plan(&config, &self.dir)?.forecast)
     }
 
     /// The batch whose arithmetic takes about `wanted` times as long as its I/O.
@@ -142,10 +143,36 @@ enabled = false
             io * 100.0,
         );
         self.show("streamed against in memory", memory.seconds() / seconds, 0.85, true, &note);
+        let moved = (again.measured.read + again.measured.written) as f64 / again.seconds();
+        self.in_memory_beside_a_busy_disk(batch, moved, memory.seconds(), seconds)?;
         for (name, run) in [("in memory", &memory), ("streamed", &again)] {
             self.overhead(name, run);
             self.forecast_held(name, run);
         }
+        Ok(())
+    }
+
+    /// What moving the bytes costs by itself: where the disk's own work takes the processors, as
+    /// on a virtual machine, no program that moves as many is faster.
+    fn in_memory_beside_a_busy_disk(
+        &mut self,
+        batch: usize,
+        rate: f64,
+        memory: f64,
+        streamed: f64,
+    ) -> Result<()> {
+        let mover = Mover::start(&self.dir, rate)?;
+        let beside = self.run(self.config(ALL, batch, batch, "overlapped")?)?;
+        let moved = mover.finish()?;
+        println!(
+            "of which the disk's own work: {:.3} s in memory beside a thread that moves {:.2} of the \
+             {:.2} GB/s and does nothing else ({:.3} of the pace alone); streamed runs at {:.3} of that",
+            beside.seconds(),
+            moved * 1e-9,
+            rate * 1e-9,
+            memory / beside.seconds(),
+            beside.seconds() / streamed,
+        );
         Ok(())
     }
 
@@ -217,6 +244,65 @@ enabled = false
         let off = (read(&eight) / read(&one) - 1.0).abs();
         self.show("bytes read, 8 micro-batches against 1", off, 0.05, false, &note);
         Ok(())
+    }
+}
+
+/// A thread that reads and writes with O_DIRECT at a given pace.
+struct Mover {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<f64>>,
+}
+
+const PIECE: usize = 1 << 20;
+const PIECES: u64 = 256;
+
+impl Mover {
+    /// Moves `rate` bytes a second, reads and writes in turn, or what the disk gives.
+    fn start(dir: &Path, rate: f64) -> Result<Self> {
+        let failed = |e| Error::io("moving bytes beside a run", e);
+        let path = dir.join("mover");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(&path)
+            .map_err(failed)?;
+        let mut memory = vec![1u8; 2 * PIECE];
+        let skip = memory.as_ptr().align_offset(4096);
+        for at in 0..PIECES {
+            let piece = &memory[skip..skip + PIECE];
+            file.write_all_at(piece, at * PIECE as u64).map_err(failed)?;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (begun, mut moved) = (Instant::now(), 0.0);
+            for at in (0..PIECES).cycle() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let ahead = moved / rate - begun.elapsed().as_secs_f64();
+                std::thread::sleep(Duration::from_secs_f64(ahead.max(0.0)));
+                let piece = &mut memory[skip..skip + PIECE];
+                match at % 2 {
+                    0 => file.read_exact_at(piece, at * PIECE as u64)?,
+                    _ => file.write_all_at(piece, at * PIECE as u64)?,
+                }
+                moved += PIECE as f64;
+            }
+            std::fs::remove_file(&path)?;
+            Ok(moved / begun.elapsed().as_secs_f64())
+        });
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends it; bytes a second that it moved.
+    fn finish(self) -> Result<f64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let moved = self.thread.join().map_err(|_| Error::bug("the mover panicked"))?;
+        moved.map_err(|e| Error::io("moving bytes beside a run", e))
     }
 }
 

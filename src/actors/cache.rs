@@ -70,6 +70,26 @@ impl Cache {
         std::mem::swap(&mut self.lock().moves, into);
     }
 
+    /// Begins to read blocks that were used before, each with how often (see
+    /// [`Hierarchy::recall`]); for the time before anything is asked for.
+    ///
+    /// # Errors
+    /// As [`Hierarchy::recall`].
+    pub fn warm(&self, blocks: &[(BlockId, u32)]) -> Result<()> {
+        let mut inner = self.lock();
+        let Inner { hierarchy, moves, .. } = &mut *inner;
+        blocks.iter().try_for_each(|(block, uses)| hierarchy.recall(*block, *uses, moves))?;
+        drop(inner);
+        self.nudge();
+        Ok(())
+    }
+
+    fn nudge(&self) {
+        if let Some(nudge) = self.nudge.get() {
+            nudge();
+        }
+    }
+
     /// Pins for reading those of `blocks` that are resident, all at one moment: so none of them
     /// makes room for another. `held[i]` answers for `blocks[i]`. `now` is the planner's hour;
     /// what was foreseen for an earlier one and did not come is forgotten.
@@ -108,8 +128,8 @@ impl Cache {
         if let Err(error) = ended {
             tracing::error!(%error, "a lease could not be ended");
         }
-        if waiting && let Some(nudge) = self.nudge.get() {
-            nudge();
+        if waiting {
+            self.nudge();
         }
     }
 }

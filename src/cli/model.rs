@@ -40,6 +40,9 @@ pub struct ModelArgs {
     /// What guesses the next layer's experts: gate-lookahead, transitions, none.
     #[arg(long, default_value = "gate-lookahead", value_name = "PREDICTOR")]
     pub predictor: PredictorKind,
+    /// Begin with the experts in memory that earlier runs used most.
+    #[arg(long)]
+    pub warm: bool,
     /// How the disk is reached: auto, uring, pool.
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     pub io_engine: String,
@@ -67,6 +70,7 @@ impl ModelArgs {
             kv: kv_type(&self.kv)?,
             predictor: self.predictor,
             accesses: self.accesses.clone(),
+            warm: self.warm,
             ..Options::new(&self.model)
         };
         if let Some(kind) = self.policy {

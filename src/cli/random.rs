@@ -4,7 +4,6 @@ use super::output;
 use crate::base::units::Bytes;
 use crate::base::{Error, Result};
 use crate::model::config::{ModelConfig, Precision};
-use crate::model::family::Family;
 use crate::model::random::{Draw, write};
 use crate::text::tokenizer::Tokenizer;
 use clap::{Args, ValueEnum};
@@ -66,21 +65,8 @@ impl RandomArgs {
 
 impl Shape {
     fn config(self) -> ModelConfig {
-        let base = ModelConfig { norm_eps: 1e-5, ..ModelConfig::of_family(Family::Olmoe) };
         match self {
-            Self::Olmoe1b7b => ModelConfig {
-                vocab: 50304,
-                hidden: 2048,
-                layers: 16,
-                heads: 16,
-                kv_heads: 16,
-                head_dim: 128,
-                experts: 64,
-                top_k: 8,
-                expert_width: 1024,
-                max_position: 4096,
-                ..base
-            },
+            Self::Olmoe1b7b => ModelConfig::olmoe_1b_7b(),
             Self::Small => ModelConfig {
                 vocab: 512,
                 hidden: 256,
@@ -91,8 +77,7 @@ impl Shape {
                 experts: 16,
                 top_k: 4,
                 expert_width: 256,
-                max_position: 4096,
-                ..base
+                ..ModelConfig::olmoe_1b_7b()
             },
         }
     }

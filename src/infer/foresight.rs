@@ -4,11 +4,13 @@
 //! is always measured, against what the gates then choose, and may read only while enough of what
 //! it would have read was used. What was guessed changes when bytes come, never what is computed.
 
+use super::habits::Habits;
 use crate::base::{Error, Result};
 use crate::model::forward::{Forward, Routes};
 use crate::model::kernels::linear::Work;
 use serde::Serialize;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How the next layer's experts are guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -18,7 +20,7 @@ pub enum PredictorKind {
     None,
     /// The next layer's gate, applied to the present hidden state.
     GateLookahead,
-    /// Which experts followed which, counted while running.
+    /// Which experts followed which, counted while running and kept for the next run.
     Transitions,
 }
 
@@ -28,6 +30,11 @@ impl PredictorKind {
         (Self::GateLookahead, "gate-lookahead"),
         (Self::Transitions, "transitions"),
     ];
+
+    /// Whether it is to be counted which expert follows which.
+    pub fn counts_follows(self) -> bool {
+        self == Self::Transitions
+    }
 
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("none", |(_, name)| *name)
@@ -108,48 +115,13 @@ impl Governor {
     }
 }
 
-/// Counts of which expert of a layer followed which of the layer before.
-#[derive(Debug, Clone, Default)]
-struct Transitions {
-    experts: usize,
-    /// `[layer][before][after]`.
-    counts: Vec<Vec<u16>>,
-}
-
-impl Transitions {
-    fn count(&mut self, layer: usize, before: &[usize], after: &[usize]) {
-        let counts = &mut self.counts[layer];
-        for from in before {
-            let row = &mut counts[from * self.experts..][..self.experts];
-            for to in after {
-                row[*to] = row[*to].saturating_add(1);
-            }
-            if row.contains(&u16::MAX) {
-                row.iter_mut().for_each(|count| *count /= 2);
-            }
-        }
-    }
-
-    /// The `most` experts that followed `before` most often.
-    fn likely(&self, layer: usize, before: &[usize], most: usize, into: &mut Vec<usize>) {
-        let counts = &self.counts[layer];
-        let score = |to: usize| -> u64 {
-            before.iter().map(|from| u64::from(counts[from * self.experts + to])).sum()
-        };
-        let mut scored: Vec<(u64, usize)> =
-            (0..self.experts).map(|to| (score(to), to)).filter(|(score, _)| *score > 0).collect();
-        scored.sort_unstable_by(|a, b| b.cmp(a));
-        into.extend(scored.into_iter().take(most).map(|(_, to)| to));
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Foresight {
     kind: PredictorKind,
     top_k: usize,
     governor: Governor,
-    transitions: Transitions,
+    habits: Arc<Mutex<Habits>>,
     routes: Routes,
     /// What was guessed for the layer at hand, and which of it was not in memory then.
     guess: Vec<usize>,
@@ -162,16 +134,13 @@ pub struct Foresight {
 }
 
 impl Foresight {
-    pub fn new(kind: PredictorKind, layers: usize, experts: usize, top_k: usize) -> Self {
-        let counts = match kind {
-            PredictorKind::Transitions => vec![vec![0; experts * experts]; layers],
-            _ => Vec::new(),
-        };
+    /// `habits`: those of the checkpoint so far; what is chosen is noted there.
+    pub fn new(kind: PredictorKind, top_k: usize, habits: Arc<Mutex<Habits>>) -> Self {
         Self {
             kind,
             top_k,
             governor: Governor::default(),
-            transitions: Transitions { experts, counts },
+            habits,
             routes: Routes::default(),
             guess: Vec::new(),
             lacking: Vec::new(),
@@ -185,12 +154,8 @@ impl Foresight {
         self.tally
     }
 
-    /// Bytes of the transitions' counts.
-    pub fn bytes(kind: PredictorKind, layers: usize, experts: usize) -> u64 {
-        match kind {
-            PredictorKind::Transitions => 2 * (layers * experts * experts) as u64,
-            _ => 0,
-        }
+    fn habits(&self) -> MutexGuard<'_, Habits> {
+        self.habits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Layer `layer` chose `chosen` (ascending): judges what was guessed for it.
@@ -207,9 +172,7 @@ impl Foresight {
                 self.tally.useful += useful as u64;
             }
         }
-        if self.kind == PredictorKind::Transitions && layer > 0 {
-            self.transitions.count(layer, &self.before, chosen);
-        }
+        self.habits().note(layer, &self.before, chosen);
         self.guess.clear();
         self.lacking.clear();
         self.read = false;
@@ -238,7 +201,9 @@ impl Foresight {
             }
             PredictorKind::Transitions => {
                 let most = self.before.len().max(self.top_k);
-                self.transitions.likely(layer, &self.before, most, &mut self.guess);
+                let mut guess = std::mem::take(&mut self.guess);
+                self.habits().likely(layer, &self.before, most, &mut guess);
+                self.guess = guess;
             }
         }
         self.guess.sort_unstable();
@@ -258,6 +223,8 @@ impl Foresight {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::config::ModelConfig;
+    use crate::model::family::Family;
 
     #[test]
     fn a_predictor_reads_only_while_it_is_right_often_enough() {
@@ -273,29 +240,10 @@ mod tests {
     }
 
     #[test]
-    fn transitions_learn_what_follows_what() {
-        let mut foresight = Foresight::new(PredictorKind::Transitions, 2, 4, 1);
-        for _ in 0..20 {
-            foresight.chose(0, &[1]);
-            foresight.chose(1, &[3]);
-        }
-        foresight.chose(0, &[1]);
-        let mut likely = Vec::new();
-        foresight.transitions.likely(1, &[1], 1, &mut likely);
-        assert_eq!(likely, [3]);
-        // Counts that would overflow are halved, and keep their order.
-        for _ in 0..200_000 {
-            foresight.transitions.count(1, &[0], &[2]);
-        }
-        foresight.transitions.count(1, &[0], &[1]);
-        likely.clear();
-        foresight.transitions.likely(1, &[0], 2, &mut likely);
-        assert_eq!(likely, [2, 1]);
-    }
-
-    #[test]
     fn the_tally_counts_guesses_against_choices() {
-        let mut foresight = Foresight::new(PredictorKind::GateLookahead, 2, 8, 2);
+        let config = ModelConfig { layers: 2, experts: 8, ..ModelConfig::of_family(Family::Olmoe) };
+        let habits = Arc::new(Mutex::new(Habits::new(&config, false)));
+        let mut foresight = Foresight::new(PredictorKind::GateLookahead, 2, habits);
         (0..200).for_each(|_| foresight.governor.learn(1, 1));
         foresight.chose(0, &[0, 1]);
         foresight.guess = vec![2, 5];

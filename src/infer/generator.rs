@@ -22,6 +22,7 @@
 use super::figures::Figures;
 use super::forecast::Workload;
 use super::foresight::{PredictorKind, Tally};
+use super::habits::Habits;
 use super::headers::encodings;
 use super::memory::{MemoryPlan, Needs};
 use super::opened::Opened;
@@ -51,6 +52,7 @@ use crate::storage::hierarchy::{Hierarchy, SlotClass};
 use crate::text::tokenizer::Tokenizer;
 use crate::trace::{Recorder, RecorderOptions};
 use crossbeam_channel::{Receiver, select, unbounded};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,6 +63,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// See the module.
 pub struct Generator {
     source: Arc<Source>,
+    index: Option<PathBuf>,
+    habits: Arc<Mutex<Habits>>,
     tokenizer: Option<Arc<Tokenizer>>,
     settings: Settings,
     ledger: Ledger,
@@ -92,7 +96,7 @@ impl Generator {
     /// As [`Generator::open`].
     pub fn open_on(options: &Options, wrap: impl FnOnce(Disk) -> Disk) -> Result<Self> {
         let opened = Opened::new(options)?;
-        let Opened { source, config, files, needs, plan, workload } = opened;
+        let Opened { source, index, config, files, needs, plan, workload } = opened;
         let MemoryPlan { ledger, slots } = plan;
         let (context, threads) = (needs.context, needs.threads);
         let class = SlotClass { part: Part::Weights, slot_bytes: needs.slot_bytes, slots };
@@ -104,7 +108,11 @@ impl Generator {
         let huge_pages = arena.has_huge_pages();
         let io = Disk::start(&options.io, files.files(), arena.whole(), alarm.clone())?;
         let io = wrap(io);
-        let settings = settings(options, &needs, &ledger, &io, slots, huge_pages, &source);
+        let habits = Habits::known(&config, options.predictor.counts_follows(), index.as_deref());
+        let warm = options.warm.then(|| habits.hottest(slots as usize));
+        let mut settings = settings(options, &needs, &ledger, &io, slots, huge_pages, &source);
+        settings.effective.warm = warm.as_ref().map(|blocks| blocks.len() as u32);
+        let habits = Arc::new(Mutex::new(habits));
         let cache = Cache::new(Hierarchy::new(&[class], &options.policy)?, arena);
         let inbox = Arc::new(Inbox::default());
         let (tell, said) = unbounded();
@@ -116,6 +124,7 @@ impl Generator {
         let make = |_| KvCache::new(&config, context, options.kv);
         let caches: Vec<KvCache> = (0..options.sequences).map(make).collect();
         let parts = (Arc::clone(&source), Arc::clone(&files), Arc::clone(&cache));
+        let noted = Arc::clone(&habits);
         let (chunk, jobs) = (options.chunk, Arc::clone(&inbox));
         let executor = Box::new(move |bench: Bench| -> MakeStage {
             Box::new(move || {
@@ -130,6 +139,7 @@ impl Generator {
                     caches,
                     chunk,
                     predictor,
+                    habits: noted,
                     tally: tallied,
                     inbox: jobs,
                     said: tell,
@@ -157,8 +167,13 @@ impl Generator {
             spans: Spans::new(recorder.for_rank(0)),
             accesses: options.accesses.clone().map(|path| AccessTrace { path, until: u64::MAX }),
         })?;
+        if let Some(blocks) = warm {
+            cache.warm(&blocks)?;
+        }
         Ok(Self {
             source,
+            index,
+            habits,
             tokenizer,
             settings,
             ledger,
@@ -356,7 +371,12 @@ impl Generator {
             }
         }
         let joined = rank.join();
-        result.and(joined).map(|()| self.figures)
+        result.and(joined)?;
+        let Self { cache, habits, index, figures, .. } = self;
+        // The slots make room for the index.
+        drop(cache);
+        habits.lock().unwrap_or_else(PoisonError::into_inner).keep(index.as_deref());
+        Ok(figures)
     }
 }
 
@@ -388,6 +408,7 @@ fn settings(
             threads: options.threads,
             context: options.context,
             kv: kv_name(options.kv),
+            warm: options.warm,
         },
         effective: Effective {
             memory: Bytes(ledger.total()),
@@ -406,6 +427,7 @@ fn settings(
             chunk: options.chunk,
             slots,
             blocks: needs.blocks,
+            warm: None,
             slot_bytes: needs.slot_bytes,
             huge_pages,
         },

@@ -27,6 +27,7 @@ pub mod figures;
 pub mod forecast;
 pub mod foresight;
 pub mod generator;
+mod habits;
 mod headers;
 pub mod machine;
 pub mod memory;

@@ -3,7 +3,7 @@
 //! Both the generator and its plan begin here, so that they refuse and promise alike.
 
 use super::forecast::Workload;
-use super::foresight::Foresight;
+use super::habits::Habits;
 use super::headers::{context, in_place, workload};
 use super::memory::{self, MemoryPlan, Needs};
 use super::opening;
@@ -14,12 +14,15 @@ use crate::model::config::ModelConfig;
 use crate::model::forward::Forward;
 use crate::model::kernels::allocator::tune_allocator;
 use crate::storage::in_place::InPlace;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Opened {
     pub source: Arc<Source>,
+    /// The folder of its index.
+    pub index: Option<PathBuf>,
     pub config: ModelConfig,
     /// Where the experts lie.
     pub files: Arc<InPlace>,
@@ -38,9 +41,12 @@ impl Opened {
         tune_allocator()?;
         options.check()?;
         let program = memory::resident_memory()?;
-        let source = match opening::cache_folder() {
-            Some(index) => opening::open(&options.model, &index)?.0,
-            None => Source::open(&options.model)?,
+        let (source, index) = match &options.index {
+            Some(cache) => {
+                let source = opening::open(&options.model, cache)?.0;
+                (source, Some(opening::folder_of(&options.model, cache)?))
+            }
+            None => (Source::open(&options.model)?, None),
         };
         let source = Arc::new(source);
         let config = source.config().clone();
@@ -59,10 +65,10 @@ impl Opened {
             context,
             threads,
             tokenizer: std::fs::metadata(&tokenizer_file).map_or(0, |meta| meta.len()),
-            predictor: Foresight::bytes(options.predictor, config.layers, config.experts),
+            predictor: Habits::bytes(&config, options.predictor.counts_follows()),
         };
         let plan = MemoryPlan::new(&config, &needs, options)?;
         let workload = workload(&source, &files, plan.slots, options)?;
-        Ok(Self { source, config, files, needs, plan, workload })
+        Ok(Self { source, index, config, files, needs, plan, workload })
     }
 }

@@ -38,10 +38,7 @@ pub fn cache_folder() -> Option<PathBuf> {
 /// # Errors
 /// As [`Source::open`]; Io when the index cannot be written.
 pub fn open(path: &Path, cache: &Path) -> Result<(Source, Opening)> {
-    let path = path
-        .canonicalize()
-        .map_err(|e| Error::input(format!("no checkpoint at {}", path.display())).from_source(e))?;
-    let folder = cache.join(name_of(&path));
+    let (path, folder) = (real(path)?, folder_of(path, cache)?);
     // A damaged index is one that is written again.
     let found = catalog::read(&folder).unwrap_or_default();
     let known = found.is_some() || folder.exists();
@@ -57,6 +54,19 @@ pub fn open(path: &Path, cache: &Path) -> Result<(Source, Opening)> {
     });
     catalog::write(&folder, &text, blocks)?;
     Ok((source, if known { Opening::Renewed } else { Opening::First }))
+}
+
+/// The folder in `cache` of the index of the checkpoint at `path`.
+///
+/// # Errors
+/// Input where there is none.
+pub fn folder_of(path: &Path, cache: &Path) -> Result<PathBuf> {
+    Ok(cache.join(name_of(&real(path)?)))
+}
+
+fn real(path: &Path) -> Result<PathBuf> {
+    path.canonicalize()
+        .map_err(|e| Error::input(format!("no checkpoint at {}", path.display())).from_source(e))
 }
 
 fn from_index(path: &Path, text: &str, blocks: Blocks) -> Option<Source> {

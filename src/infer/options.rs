@@ -1,6 +1,7 @@
 //! What is asked of a generator, and what was put in place.
 
 use super::foresight::PredictorKind;
+use super::opening;
 use crate::base::units::Bytes;
 use crate::base::{Error, Result};
 use crate::model::forward::KvType;
@@ -35,6 +36,11 @@ pub struct Options {
     pub accesses: Option<PathBuf>,
     /// Use at most so many slots, whatever the memory.
     pub slots: Option<u32>,
+    /// Begin with the experts that were used most before.
+    pub warm: bool,
+    /// The folder of the checkpoints' indices; None: nothing is kept, and headers are read each
+    /// time.
+    pub index: Option<PathBuf>,
 }
 
 impl Options {
@@ -52,6 +58,8 @@ impl Options {
             io: IoOptions::default(),
             accesses: None,
             slots: None,
+            warm: false,
+            index: opening::cache_folder(),
         }
     }
 
@@ -111,6 +119,7 @@ pub struct Requested {
     pub threads: usize,
     pub context: usize,
     pub kv: &'static str,
+    pub warm: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -132,6 +141,8 @@ pub struct Effective {
     pub chunk: usize,
     pub slots: u32,
     pub blocks: u32,
+    /// Experts that were read because earlier runs used them most; None: it was not asked for.
+    pub warm: Option<u32>,
     pub slot_bytes: u64,
     pub huge_pages: bool,
 }
@@ -148,6 +159,11 @@ impl fmt::Display for Settings {
             "  experts   {} of {} in memory ({held}), policy {policy}, predictor {guess}",
             e.slots, e.blocks
         )?;
+        match e.warm {
+            None => {}
+            Some(0) => writeln!(f, "  warm      no: nothing is known of earlier runs")?,
+            Some(warm) => writeln!(f, "  warm      {warm} experts that earlier runs used most")?,
+        }
         writeln!(f, "  io        {io}")?;
         writeln!(
             f,

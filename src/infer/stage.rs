@@ -8,6 +8,7 @@
 //! of keys and values of its own.
 
 use super::foresight::{Foresight, PredictorKind, Tally};
+use super::habits::Habits;
 use super::mix::Mix;
 use super::sampler::Sampler;
 use super::session::{Inbox, Job, Reason, Said};
@@ -39,6 +40,7 @@ pub struct Parts {
     pub caches: Vec<KvCache>,
     pub chunk: usize,
     pub predictor: PredictorKind,
+    pub habits: Arc<Mutex<Habits>>,
     /// Where the predictor's tally is told.
     pub tally: Arc<Mutex<Tally>>,
     pub inbox: Arc<Inbox>,
@@ -106,9 +108,8 @@ impl DecodeStage {
     /// As [`Work::new`].
     pub fn new(parts: Parts) -> Result<Self> {
         let seats = parts.caches.iter().map(|_| Seat::default()).collect();
-        let config = parts.forward.config();
-        let (layers, experts, top_k) = (config.layers, config.experts, config.top_k);
-        let foresight = Foresight::new(parts.predictor, layers, experts, top_k);
+        let top_k = parts.forward.config().top_k;
+        let foresight = Foresight::new(parts.predictor, top_k, Arc::clone(&parts.habits));
         Ok(Self {
             work: Work::new(parts.threads)?,
             seats,

@@ -24,6 +24,21 @@ pub struct Yarn {
 }
 
 impl Yarn {
+    /// Of a context that became `factor` times longer than `original` positions; the rest as YaRN's
+    /// paper has it (Peng et al., 2023), with the ramp's bounds as they come.
+    pub fn new(factor: f64, original: usize) -> Self {
+        Self {
+            factor,
+            original,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: false,
+            attention_factor: None,
+            mscale: None,
+            mscale_all_dim: None,
+        }
+    }
+
     /// Factor of cosines and sines.
     pub fn rotation_scale(&self) -> f64 {
         if let Some(stated) = self.attention_factor {
@@ -93,16 +108,7 @@ mod tests {
     #[test]
     fn yarn_scales_as_its_families_publish() {
         // gpt-oss: neither mscale is given, so cosines grow by 0.1 ln(32) + 1.
-        let oss = Yarn {
-            factor: 32.0,
-            original: 4096,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            truncate: false,
-            attention_factor: None,
-            mscale: None,
-            mscale_all_dim: None,
-        };
+        let oss = Yarn::new(32.0, 4096);
         assert!((oss.rotation_scale() - 1.346_573_6).abs() < 1e-6);
         assert_eq!(oss.score_scale(), 1.0);
         // DeepSeek-V3: both are 1, so the rotation keeps its length and scores grow instead.

@@ -76,6 +76,32 @@ pub fn write(
     index.sync()
 }
 
+/// Puts values beside the catalogue in `dir`, which is made where it is missing; they go with it
+/// when it is replaced.
+///
+/// # Errors
+/// Corrupt when it is damaged, Io.
+pub fn keep(dir: &Path, values: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<()> {
+    let index = SledIndex::open(dir, CACHE)?;
+    for (name, value) in values {
+        index.insert(name.as_bytes(), &value)?;
+    }
+    index.flush()?;
+    index.sync()
+}
+
+/// The values of [`keep`] by name; None for one that is not there.
+///
+/// # Errors
+/// Corrupt when it is damaged, Io.
+pub fn kept(dir: &Path, names: &[String]) -> Result<Vec<Option<Vec<u8>>>> {
+    if !dir.exists() {
+        return Ok(vec![None; names.len()]);
+    }
+    let index = SledIndex::open(dir, CACHE)?;
+    names.iter().map(|name| index.get(name.as_bytes())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

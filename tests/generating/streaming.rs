@@ -2,9 +2,11 @@
 //! may cost.
 
 use crate::common::{generate, options, prompts};
+use semoe::infer::foresight::PredictorKind;
 use semoe::infer::generator::Generator;
 use semoe::infer::options::Options;
 use semoe::infer::sampler::Sampling;
+use semoe::infer::session::Said;
 use semoe::storage::disk::{DirectChoice, EngineChoice};
 use semoe::storage::policy::{PolicyConfig, PolicyKind};
 
@@ -74,6 +76,45 @@ fn a_chunk_of_a_prompt_reads_each_expert_at_most_once() {
 }
 
 #[test]
+fn a_warm_start_has_what_was_used_before_and_makes_the_same_text() {
+    let index = tempfile::tempdir().unwrap();
+    let make = |slots, warm, predictor| {
+        let index = Some(index.path().to_owned());
+        let options = Options { warm, predictor, index, ..options("olmoe", slots, 1) };
+        let mut generator = Generator::open(&options).unwrap();
+        let settings = generator.settings().clone();
+        let mut job = generator.job(vec![7, 8], Sampling::greedy(), 6);
+        job.ends.clear();
+        let mut text = Vec::new();
+        generator
+            .run(vec![job], |said| {
+                if let Said::Token { token, .. } = said {
+                    text.push(*token);
+                }
+                Ok(())
+            })
+            .unwrap();
+        let misses = generator.cache().with(|hierarchy| hierarchy.stats().total().misses);
+        generator.finish().unwrap();
+        (text, misses, settings)
+    };
+    let (text, cold, first) = make(None, true, PredictorKind::None);
+    assert_eq!(first.effective.warm, Some(0));
+    assert!(first.to_string().contains("nothing is known of earlier runs"), "{first}");
+    let (again, hot, second) = make(None, true, PredictorKind::None);
+    assert_eq!(second.effective.warm, Some(cold as u32), "{second}");
+    assert!(cold > 0 && hot == 0, "{cold} experts were missed, then {hot}");
+    assert_eq!(again, text);
+    // With less memory the hottest come, and what follows what is remembered too.
+    for _ in 0..2 {
+        let (few, _, settings) = make(Some(3), true, PredictorKind::Transitions);
+        assert_eq!(few, text);
+        assert_eq!(settings.effective.warm, Some(3));
+    }
+    assert_eq!(make(None, false, PredictorKind::None).2.effective.warm, None);
+}
+
+#[test]
 fn what_was_read_is_not_read_again() {
     let prompt = prompts(4).pop().unwrap();
     let mut generator = Generator::open(&options("olmoe", None, 1)).unwrap();
@@ -81,7 +122,7 @@ fn what_was_read_is_not_read_again() {
     let mut text = prompt;
     generator
         .run(vec![first], |said| {
-            if let semoe::infer::session::Said::Token { token, .. } = said {
+            if let Said::Token { token, .. } = said {
                 text.push(*token);
             }
             Ok(())
@@ -92,7 +133,7 @@ fn what_was_read_is_not_read_again() {
     let next = generator.job(text, Sampling::greedy(), 1);
     generator
         .run(vec![next], |said| {
-            if let semoe::infer::session::Said::Ended { reused, .. } = said {
+            if let Said::Ended { reused, .. } = said {
                 found = Some(*reused);
             }
             Ok(())

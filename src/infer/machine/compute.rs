@@ -31,24 +31,9 @@ const PATIENCE: Duration = Duration::from_millis(150);
 const MOST_RUNS: usize = 9;
 /// Tokens of the small model that are timed together.
 const TOKENS: usize = 50;
-const ENCODINGS: [Encoding; 13] = [
-    Encoding::F32,
-    Encoding::F16,
-    Encoding::Bf16,
-    Encoding::Fp8,
-    Encoding::Q8_0,
-    Encoding::Int8,
-    Encoding::Q6K,
-    Encoding::Mxfp4,
-    Encoding::Q4_0,
-    Encoding::Q4K,
-    Encoding::Int4 { group: 32 },
-    Encoding::Int4 { group: 64 },
-    Encoding::Int4 { group: 128 },
-];
 
 /// Calls of `tell` while this is measured.
-pub(super) const STEPS: u64 = 2 + ENCODINGS.len() as u64;
+pub(super) const STEPS: u64 = 2 + Encoding::ALL.len() as u64;
 
 /// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,7 +63,7 @@ impl ComputeFigures {
         let seconds = median_seconds(PATIENCE, MOST_RUNS, || read(&buffer, &mut work))?;
         let memory = BUFFER as f64 / seconds;
         let mut kernels = BTreeMap::new();
-        for encoding in ENCODINGS {
+        for encoding in Encoding::ALL {
             tell(&format!("products with {}", encoding.name()))?;
             kernels.insert(encoding.name().to_owned(), kernel(encoding, &buffer, &mut work)?);
         }
@@ -226,7 +211,7 @@ mod tests {
     #[test]
     fn every_encoding_reads_the_filled_buffer_as_numbers() {
         let mut work = Work::new(2).unwrap();
-        for encoding in ENCODINGS {
+        for encoding in Encoding::ALL {
             let (rows, cols) = (32, 256);
             let data = vec![FILL; encoding.data_bytes(rows, cols).unwrap()];
             let scales = vec![FILL; encoding.scale_bytes(rows, cols)];

@@ -15,20 +15,6 @@ pub enum Stored {
     Blocks(Encoding),
 }
 
-/// The quantised encodings that a file may name.
-const BLOCKS: [Encoding; 10] = [
-    Encoding::Fp8,
-    Encoding::Mxfp4,
-    Encoding::Q8_0,
-    Encoding::Q4_0,
-    Encoding::Q4K,
-    Encoding::Q6K,
-    Encoding::Int8,
-    Encoding::Int4 { group: 32 },
-    Encoding::Int4 { group: 64 },
-    Encoding::Int4 { group: 128 },
-];
-
 /// All types of safetensors.
 const PLAIN: [Dtype; 15] = [
     Dtype::BOOL,
@@ -47,6 +33,12 @@ const PLAIN: [Dtype; 15] = [
     Dtype::I64,
     Dtype::U64,
 ];
+
+/// All types that a file may name.
+fn all() -> impl Iterator<Item = Stored> {
+    let blocks = Encoding::ALL.into_iter().filter(|encoding| !encoding.is_float());
+    PLAIN.into_iter().map(Stored::Plain).chain(blocks.map(Stored::Blocks))
+}
 
 /// Suffix of the scales of DeepSeek's FP8 tensors.
 const FP8_SCALES: &str = "_scale_inv";
@@ -113,9 +105,8 @@ impl FromStr for Stored {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let plain = PLAIN.into_iter().map(Self::Plain);
-        let mut all = plain.chain(BLOCKS.into_iter().map(Self::Blocks));
-        all.find(|stored| stored.to_string() == text)
+        all()
+            .find(|stored| stored.to_string() == text)
             .ok_or_else(|| Error::corrupt(format!("\"{text}\" is no type of tensors")))
     }
 }
@@ -126,7 +117,7 @@ mod tests {
 
     #[test]
     fn every_type_is_read_back_from_its_name() {
-        for stored in PLAIN.map(Stored::Plain).into_iter().chain(BLOCKS.map(Stored::Blocks)) {
+        for stored in all() {
             assert_eq!(stored.to_string().parse::<Stored>().unwrap(), stored);
         }
         assert!("F128".parse::<Stored>().is_err());

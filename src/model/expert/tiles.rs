@@ -36,7 +36,7 @@ pub(super) fn forward(
     Ok((o_nh, kept.map(|kept| Kept(KeptValues::Tiles(kept)))))
 }
 
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "one signature for every kind of kernel")]
 pub(super) fn backward(
     shape: &ExpertShape,
     weights: &[u16],

@@ -30,7 +30,7 @@ pub(super) fn forward<T: Element>(
     Ok((o_nh, kept_n2f.map(|kept| Kept(KeptValues::Rows(kept)))))
 }
 
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "one signature for every kind of kernel")]
 pub(super) fn backward<T: Element>(
     shape: &ExpertShape,
     weights: &[T],

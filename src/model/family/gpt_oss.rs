@@ -55,16 +55,7 @@ fn read(keys: &mut Keys, config: &mut ModelConfig) -> Result<()> {
     let alpha = keys.number("swiglu_alpha")?.unwrap_or(1.702) as f32;
     config.activation = Activation::ClampedSwiGlu { limit, alpha };
     if !keys.has("rope_parameters") && !keys.has("rope_scaling") {
-        config.yarn = Some(Yarn {
-            factor: 32.0,
-            original: 4096,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            truncate: false,
-            attention_factor: None,
-            mscale: None,
-            mscale_all_dim: None,
-        });
+        config.yarn = Some(Yarn::new(32.0, 4096));
     }
     let window = keys.count("sliding_window")?.unwrap_or(WINDOW);
     let kinds = keys.layer_kinds(config.layers)?;

@@ -1,6 +1,7 @@
 //! OLMoE: norms over the whole query and key projections, optional clamping of q, k, v.
 
 use super::{ExpertNames, Family, FamilySpec, QkNorm};
+use crate::model::config::ModelConfig;
 use serde_json::json;
 
 pub(super) const SPEC: FamilySpec = FamilySpec {
@@ -31,3 +32,23 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
         out.insert("attention_bias".into(), json!(false));
     },
 };
+
+impl ModelConfig {
+    /// The shape of OLMoE-1B-7B (Muennighoff et al., 2024), the size that benchmarks speak of.
+    pub fn olmoe_1b_7b() -> Self {
+        Self {
+            vocab: 50304,
+            hidden: 2048,
+            layers: 16,
+            heads: 16,
+            kv_heads: 16,
+            head_dim: 128,
+            experts: 64,
+            top_k: 8,
+            expert_width: 1024,
+            max_position: 4096,
+            norm_eps: 1e-5,
+            ..Self::of_family(Family::Olmoe)
+        }
+    }
+}

@@ -113,16 +113,7 @@ mod tests {
     /// gpt-oss's own numbers, as transformers computes them.
     #[test]
     fn yarn_keeps_fast_rotations_and_slows_slow_ones() {
-        let yarn = Yarn {
-            factor: 32.0,
-            original: 4096,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            truncate: false,
-            attention_factor: None,
-            mscale: None,
-            mscale_all_dim: None,
-        };
+        let yarn = Yarn::new(32.0, 4096);
         let plain = Rotary::new(&config());
         let slowed = Rotary::new(&ModelConfig { yarn: Some(yarn), ..config() });
         assert_eq!(slowed.frequencies[..8], plain.frequencies[..8]);

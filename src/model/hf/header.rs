@@ -18,7 +18,7 @@ const MAX_HEADER: u64 = 100 << 20;
 /// Element types of the format. The library computes with the float types; the others are
 /// known so that their ranges can be checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[allow(non_camel_case_types)]
+#[expect(non_camel_case_types, reason = "the names that the format gives them")]
 pub enum Dtype {
     BOOL,
     U8,

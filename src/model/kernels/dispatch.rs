@@ -35,7 +35,8 @@ pub fn isa() -> Isa {
 macro_rules! dispatched {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:path;) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
+        // Not `expect`: most of what is dispatched has few.
+        #[allow(clippy::too_many_arguments, reason = "kernels take what they work on, flat")]
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {

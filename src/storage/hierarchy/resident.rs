@@ -55,6 +55,32 @@ impl Hierarchy {
         Ok(())
     }
 
+    /// Reads `block` if there is a free slot for it, and tells the policy of `uses` uses that it
+    /// had before.
+    ///
+    /// # Errors
+    /// `Bug` for a block of a part without slots.
+    pub fn recall(&mut self, block: BlockId, uses: u32, moves: &mut Vec<Move>) -> Result<()> {
+        let index = self.table.intern(block);
+        let entry = &self.table[index];
+        let wanted = entry.has_slot() || !entry.wanters.is_empty() || !entry.stored;
+        let Some(class) = self.class(block.part) else {
+            return Err(Error::bug("a part has no slots").with("block", block));
+        };
+        (0..uses).for_each(|_| class.policy.accessed(block));
+        let Some(slot) = (!wanted).then(|| class.take_free()).flatten() else { return Ok(()) };
+        class.settle_in(slot, index);
+        let entry = &mut self.table[index];
+        entry.slot = slot;
+        // Foreseen for no hour: nothing is spared for it, and none of the room that prefetches may
+        // take is taken by it.
+        entry.next_use = u64::MAX;
+        entry.speculative = Some(u64::MAX);
+        self.speculating += 1;
+        self.start_load(index, false, moves);
+        Ok(())
+    }
+
     /// Whether `block` has a slot: resident, or on its way in.
     pub fn is_on_its_way(&self, block: BlockId) -> bool {
         self.table.find(block).is_some_and(|index| self.table[index].has_slot())
@@ -107,6 +133,32 @@ mod tests {
         assert_eq!(moves, [Move::Load { block: b, slot, urgent: true }]);
         assert!(hierarchy.end_resident(a, &mut moves).is_err());
         assert_eq!(hierarchy.stats().total().hits, 2);
+    }
+
+    #[test]
+    fn what_is_recalled_fills_free_slots_and_makes_way_for_what_is_used() {
+        let class = SlotClass { part: Part::Weights, slot_bytes: 4096, slots: 2 };
+        let policy = PolicyConfig::for_decoding();
+        let mut hierarchy = Hierarchy::new(&[class], &policy).unwrap();
+        let [a, b, c] = [0, 1, 2].map(|expert| BlockId::weights(0, expert));
+        let mut moves = Vec::new();
+        for (block, uses) in [(a, 1), (b, 4), (c, 1)] {
+            hierarchy.recall(block, uses, &mut moves).unwrap();
+        }
+        assert_eq!(moves.len(), 2, "{moves:?}");
+        assert!(!hierarchy.is_on_its_way(c), "nothing is evicted for it");
+        moves.clear();
+        hierarchy.on(Event::Loaded { block: a }, &mut moves).unwrap();
+        let want = |block| Want { block, access: Access::Read, next_use: u64::MAX };
+        let ask = |ticket, block| Event::Acquire { ticket, priority: 0, wants: vec![want(block)] };
+        hierarchy.on(ask(1, b), &mut moves).unwrap();
+        assert_eq!(moves, [Move::Promote { block: b }], "it is waited for now");
+        hierarchy.on(Event::Loaded { block: b }, &mut moves).unwrap();
+        hierarchy.on(Event::Release { ticket: 1, outcomes: Vec::new() }, &mut moves).unwrap();
+        hierarchy.on(ask(2, c), &mut moves).unwrap();
+        assert!(hierarchy.is_on_its_way(b) && !hierarchy.is_on_its_way(a), "the cooler one left");
+        let stats = hierarchy.stats().total();
+        assert_eq!((stats.wasted, stats.late, stats.misses), (1, 1, 1));
     }
 
     #[test]

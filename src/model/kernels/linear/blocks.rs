@@ -1,7 +1,6 @@
 //! One stretch of 256 columns of each integer encoding, times C rows of rounded activations.
 
-// An index names the same lane of several arrays.
-#![allow(clippy::needless_range_loop)]
+#![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
 
 use super::ints::{Columns, Sums};
 use super::simd::Bytes;

@@ -118,7 +118,7 @@ unsafe fn outputs<S: Floats, W: Codec, const C: usize>(
 }
 
 /// V vectors of outputs of C rows of x, over `k..end`.
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "innermost: all of it is in registers")]
 #[inline(always)]
 unsafe fn tile<S: Floats, W: Codec, const V: usize, const C: usize>(
     call: &Call<'_>,

@@ -46,6 +46,23 @@ pub enum Encoding {
 }
 
 impl Encoding {
+    /// Every one that a file may hold.
+    pub const ALL: [Self; 13] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Fp8,
+        Self::Mxfp4,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4K,
+        Self::Q6K,
+        Self::Int8,
+        Self::Int4 { group: 32 },
+        Self::Int4 { group: 64 },
+        Self::Int4 { group: 128 },
+    ];
+
     /// The name that people know it by.
     pub fn name(self) -> &'static str {
         match self {

@@ -5,8 +5,7 @@
 //! added in a tree; blocks are added in order. Few rows multiply the weights as they are read, many
 //! rows multiply a panel decoded once, with the same [`tile`].
 
-// An index names the same lane of several arrays.
-#![allow(clippy::needless_range_loop)]
+#![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
 
 use super::input::{K_BLOCK, K_STRIDE};
 use super::simd::{Floats, for_level};

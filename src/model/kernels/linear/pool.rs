@@ -208,7 +208,7 @@ impl<'a, T> Disjoint<'a, T> {
     ///
     /// # Safety
     /// No two threads of a region hold overlapping ranges.
-    #[allow(clippy::mut_from_ref)]
+    #[expect(clippy::mut_from_ref, reason = "the caller keeps ranges apart, see below")]
     #[inline(always)]
     pub unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
         let start = start.min(self.len);

@@ -22,7 +22,6 @@ use std::sync::OnceLock;
 
 /// Lanes of f32. Every method is unsafe for one reason: the processor must have the instruction
 /// set; those that take pointers read or write `LANES` elements there, at any alignment.
-#[allow(clippy::missing_safety_doc)]
 pub trait Floats: Copy + 'static {
     type V: Copy;
     const LANES: usize;
@@ -42,7 +41,6 @@ pub trait Floats: Copy + 'static {
 }
 
 /// 32 bytes, as integers of 8, 16 or 32 bits, and eight f32 beside them. Unsafe as in [`Floats`].
-#[allow(clippy::missing_safety_doc)]
 pub trait Bytes: Copy + 'static {
     type I: Copy;
     type F: Copy;
@@ -111,24 +109,25 @@ pub fn level() -> Level {
     *LEVEL.get_or_init(detect)
 }
 
+#[cfg(target_arch = "x86_64")]
 fn detect() -> Level {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let avx2 = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        let avx512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl");
-        return match (avx2, avx512, is_x86_feature_detected!("avx512vnni")) {
-            (true, true, true) => Level::Avx512Vnni,
-            (true, true, false) => Level::Avx512,
-            (true, false, _) => Level::Avx2,
-            (false, ..) => Level::Portable,
-        };
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    match (avx2, avx512, is_x86_feature_detected!("avx512vnni")) {
+        (true, true, true) => Level::Avx512Vnni,
+        (true, true, false) => Level::Avx512,
+        (true, false, _) => Level::Avx2,
+        (false, ..) => Level::Portable,
     }
-    #[allow(unreachable_code)]
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
     Level::Portable
 }
 

@@ -1,7 +1,6 @@
 //! The vector operations against the portable ones, bit for bit where both are exact.
 
-// An index names the same lane of several arrays.
-#![allow(clippy::needless_range_loop)]
+#![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
 
 use super::*;
 

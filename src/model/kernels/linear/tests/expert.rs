@@ -97,7 +97,7 @@ fn an_expert_is_its_formula_in_f64() {
     let mut numbers = Random::new(11);
     for level in levels() {
         let mut work = work(2, level);
-        for encoding in ALL {
+        for encoding in Encoding::ALL {
             let (hidden, width) = (512, 256);
             let parts = parts(encoding, hidden, width, &mut numbers);
             for (activation, biased) in [(Activation::SwiGlu, false), (CLAMPED, true)] {
@@ -123,7 +123,7 @@ fn an_expert_is_its_formula_in_f64() {
 fn fused_layouts_give_the_bits_of_separate_matrices() {
     let mut numbers = Random::new(12);
     let mut work = work(2, level());
-    for encoding in ALL {
+    for encoding in Encoding::ALL {
         let (hidden, width) = (256, 256);
         let parts = parts(encoding, hidden, width, &mut numbers);
         let row = parts.gate.data.len() / width;
@@ -200,7 +200,7 @@ fn transposed_fused_experts_are_read_as_they_lie() {
 #[test]
 fn an_experts_row_does_not_depend_on_its_company() {
     let mut numbers = Random::new(14);
-    for encoding in ALL {
+    for encoding in Encoding::ALL {
         let (hidden, width) = (512, 256);
         let parts = parts(encoding, hidden, width, &mut numbers);
         let e = apart(&parts, Activation::SwiGlu, true);

@@ -12,8 +12,9 @@ const GOLDEN: &[u8] = include_bytes!(concat!(
 #[test]
 fn every_published_encoding_means_what_its_authors_packages_say() {
     let golden = SafeTensors::deserialize(GOLDEN).unwrap();
-    let published =
-        ALL.iter().filter(|e| !matches!(e, Encoding::F32 | Encoding::Int8 | Encoding::Int4 { .. }));
+    let published = Encoding::ALL
+        .iter()
+        .filter(|e| !matches!(e, Encoding::F32 | Encoding::Int8 | Encoding::Int4 { .. }));
     for &encoding in published {
         let tensor = |part: &str| golden.tensor(&format!("{}.{part}", encoding.name()));
         let values = tensor("values").unwrap();
@@ -49,7 +50,7 @@ fn special_values_are_kept() {
 
 #[test]
 fn bytes_that_do_not_fit_are_refused() {
-    for encoding in ALL {
+    for encoding in Encoding::ALL {
         let (rows, cols) = (3, 256);
         let bytes = encoding.data_bytes(rows, cols).unwrap();
         let scales = vec![0; encoding.scale_bytes(rows, cols)];

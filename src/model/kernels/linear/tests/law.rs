@@ -17,7 +17,7 @@ fn a_row_does_not_depend_on_its_company() {
     let mut random_numbers = Random::new(7);
     for level in levels() {
         let (mut one, mut three) = (work(1, level), work(3, level));
-        for encoding in ALL {
+        for encoding in Encoding::ALL {
             for (rows, cols) in shapes(encoding) {
                 let w = random(encoding, rows, cols, &mut random_numbers);
                 let x = random_numbers.numbers(37 * cols);
@@ -55,7 +55,7 @@ fn a_row_of_a_transposed_matrix_does_not_depend_on_its_company() {
 fn a_result_does_not_depend_on_addresses() {
     let mut random_numbers = Random::new(9);
     let mut work = work(2, level());
-    for encoding in ALL {
+    for encoding in Encoding::ALL {
         let w = random(encoding, 21, 1280, &mut random_numbers);
         let x = random_numbers.numbers(2 * 1280);
         let want = in_pieces(&w.view(), &x, 2, &mut work);

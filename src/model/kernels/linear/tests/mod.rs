@@ -35,22 +35,6 @@ impl Random {
     }
 }
 
-pub const ALL: [Encoding; 13] = [
-    Encoding::F32,
-    Encoding::F16,
-    Encoding::Bf16,
-    Encoding::Fp8,
-    Encoding::Mxfp4,
-    Encoding::Q8_0,
-    Encoding::Q4_0,
-    Encoding::Q4K,
-    Encoding::Q6K,
-    Encoding::Int8,
-    Encoding::Int4 { group: 32 },
-    Encoding::Int4 { group: 64 },
-    Encoding::Int4 { group: 128 },
-];
-
 /// The instruction sets that can be tried here.
 pub fn levels() -> Vec<Level> {
     if level() == Level::Portable { vec![level()] } else { vec![level(), Level::Portable] }

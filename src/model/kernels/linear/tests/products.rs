@@ -10,7 +10,7 @@ fn a_product_is_the_sum_in_f64_but_for_rounding() {
     let mut random_numbers = Random::new(1);
     for level in levels() {
         let mut work = work(2, level);
-        for encoding in ALL {
+        for encoding in Encoding::ALL {
             for (rows, cols) in shapes(encoding) {
                 let w = random(encoding, rows, cols, &mut random_numbers);
                 for n in ROWS {
@@ -31,7 +31,7 @@ fn rounded_activations_cost_little() {
     let mut random_numbers = Random::new(2);
     let mut work = work(2, level());
     let (rows, cols, n) = (64, 2048, 3);
-    for encoding in ALL {
+    for encoding in Encoding::ALL {
         let w = random(encoding, rows, cols, &mut random_numbers);
         let x = random_numbers.numbers(n * cols);
         let (want, _) = product(&w.view(), &x);
@@ -74,7 +74,7 @@ fn a_transposed_matrix_is_read_as_it_lies() {
 fn a_product_is_added_where_that_is_asked_for() {
     let mut random_numbers = Random::new(4);
     let mut work = work(2, level());
-    for encoding in ALL {
+    for encoding in Encoding::ALL {
         let (rows, cols) = (20, 768);
         let w = random(encoding, rows, cols, &mut random_numbers);
         for n in [1, 12] {
@@ -94,7 +94,7 @@ fn a_product_is_added_where_that_is_asked_for() {
 fn what_is_not_finite_stays_in_its_row() {
     let mut random_numbers = Random::new(5);
     let mut work = work(2, level());
-    for encoding in ALL {
+    for encoding in Encoding::ALL {
         let w = random(encoding, 9, 512, &mut random_numbers);
         let clean = random_numbers.numbers(3 * 512);
         let mut want = vec![0.0; 27];
