@@ -154,10 +154,6 @@ impl Foresight {
         self.tally
     }
 
-    fn habits(&self) -> MutexGuard<'_, Habits> {
-        self.habits.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Layer `layer` chose `chosen` (ascending): judges what was guessed for it.
     pub fn chose(&mut self, layer: usize, chosen: &[usize]) {
         let used = |expert: &&usize| chosen.binary_search(expert).is_ok();
@@ -172,7 +168,7 @@ impl Foresight {
                 self.tally.useful += useful as u64;
             }
         }
-        self.habits().note(layer, &self.before, chosen);
+        locked(&self.habits).note(layer, &self.before, chosen);
         self.guess.clear();
         self.lacking.clear();
         self.read = false;
@@ -201,9 +197,7 @@ impl Foresight {
             }
             PredictorKind::Transitions => {
                 let most = self.before.len().max(self.top_k);
-                let mut guess = std::mem::take(&mut self.guess);
-                self.habits().likely(layer, &self.before, most, &mut guess);
-                self.guess = guess;
+                locked(&self.habits).likely(layer, &self.before, most, &mut self.guess);
             }
         }
         self.guess.sort_unstable();
@@ -218,6 +212,10 @@ impl Foresight {
         self.read = !self.lacking.is_empty() && self.governor.pays();
         self.read.then(|| self.lacking.clone())
     }
+}
+
+fn locked(habits: &Mutex<Habits>) -> MutexGuard<'_, Habits> {
+    habits.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

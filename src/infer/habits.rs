@@ -8,6 +8,8 @@ use crate::model::config::ModelConfig;
 use crate::storage::catalog;
 use std::path::Path;
 
+const HEAT: &str = "habits/heat";
+const FOLLOWS: &str = "habits/follows";
 /// Uses that a policy is told of the hottest expert.
 const USES: f64 = 4.0;
 
@@ -20,6 +22,8 @@ pub struct Habits {
     /// How often an expert followed one of the layer before, `[layer][before][after]`; empty where
     /// nobody asks for it.
     follows: Vec<Vec<u16>>,
+    /// Whether anything was noted since it was loaded.
+    noted: bool,
 }
 
 impl Habits {
@@ -27,7 +31,7 @@ impl Habits {
     pub fn new(config: &ModelConfig, follows: bool) -> Self {
         let (layers, experts) = (config.layers, config.experts);
         let follows = if follows { vec![vec![0; experts * experts]; layers] } else { Vec::new() };
-        Self { experts, heat: vec![vec![0; experts]; layers], follows }
+        Self { experts, heat: vec![vec![0; experts]; layers], follows, noted: false }
     }
 
     /// What is known of a checkpoint with the index `folder`. What cannot be read is told in the
@@ -41,9 +45,10 @@ impl Habits {
         loaded.unwrap_or_else(|| Self::new(config, follows))
     }
 
-    /// Keeps it for the next run, where there is an index; a failure is told in the log.
+    /// Keeps it for the next run, where there is an index and anything was noted; a failure is told
+    /// in the log.
     pub fn keep(&self, folder: Option<&Path>) {
-        if let Some(Err(error)) = folder.map(|folder| self.save(folder)) {
+        if let Some(Err(error)) = folder.filter(|_| self.noted).map(|folder| self.save(folder)) {
             tracing::warn!(%error, "what was learned of the checkpoint is not kept");
         }
     }
@@ -51,41 +56,26 @@ impl Habits {
     /// What is not there, or not of this shape, is as new.
     fn load(config: &ModelConfig, follows: bool, folder: &Path) -> Result<Self> {
         let mut habits = Self::new(config, follows);
-        let names = names(config.layers);
-        for (layer, bytes) in catalog::kept(folder, &names)?.into_iter().enumerate() {
-            habits.take_layer(layer, bytes.as_deref().unwrap_or_default());
+        let heat = catalog::kept(folder, &names(HEAT, habits.heat.len()))?;
+        for (counts, bytes) in habits.heat.iter_mut().zip(heat) {
+            take(counts, &bytes.unwrap_or_default(), u32::from_le_bytes);
+            // Of two runs the last counts twice; what was used once is not forgotten.
+            counts.iter_mut().for_each(|count| *count = count.div_ceil(2));
+        }
+        let kept = catalog::kept(folder, &names(FOLLOWS, habits.follows.len()))?;
+        for (counts, bytes) in habits.follows.iter_mut().zip(kept) {
+            take(counts, &bytes.unwrap_or_default(), u16::from_le_bytes);
         }
         Ok(habits)
     }
 
-    fn take_layer(&mut self, layer: usize, bytes: &[u8]) {
-        let heat = &mut self.heat[layer];
-        let Some((hot, rest)) = bytes.split_at_checked(heat.len() * 4) else { return };
-        if !rest.is_empty() && rest.len() != self.experts * self.experts * 2 {
-            return;
-        }
-        for (count, bytes) in heat.iter_mut().zip(hot.as_chunks().0) {
-            // Of two runs the last counts twice; what was used once is not forgotten.
-            *count = u32::from_le_bytes(*bytes).div_ceil(2);
-        }
-        if let Some(follows) = self.follows.get_mut(layer)
-            && rest.len() == follows.len() * 2
-        {
-            for (count, bytes) in follows.iter_mut().zip(rest.as_chunks().0) {
-                *count = u16::from_le_bytes(*bytes);
-            }
-        }
-    }
-
-    /// In place of what was there. Where nothing was counted that follows, what was kept of it goes.
+    /// In place of what was there; what follows what stays where nobody counted it.
     fn save(&self, folder: &Path) -> Result<()> {
-        let layer = |(layer, heat): (usize, &Vec<u32>)| {
-            let follows = self.follows.get(layer).into_iter().flatten();
-            let hot = heat.iter().flat_map(|count| count.to_le_bytes());
-            hot.chain(follows.flat_map(|count| count.to_le_bytes())).collect()
-        };
-        let values: Vec<Vec<u8>> = self.heat.iter().enumerate().map(layer).collect();
-        catalog::keep(folder, names(values.len()).into_iter().zip(values))
+        let bytes = |counts: &Vec<u32>| counts.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let heat = names(HEAT, self.heat.len()).into_iter().zip(self.heat.iter().map(bytes));
+        let bytes = |counts: &Vec<u16>| counts.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let follows = names(FOLLOWS, self.follows.len());
+        catalog::keep(folder, heat.chain(follows.into_iter().zip(self.follows.iter().map(bytes))))
     }
 
     /// Bytes that it takes.
@@ -96,6 +86,7 @@ impl Habits {
 
     /// A pass chose `chosen` in `layer`, and `before` in the layer before.
     pub fn note(&mut self, layer: usize, before: &[usize], chosen: &[usize]) {
+        self.noted = true;
         for expert in chosen {
             let count = &mut self.heat[layer][*expert];
             *count = count.saturating_add(1);
@@ -145,9 +136,18 @@ impl Habits {
     }
 }
 
-/// A layer's name in the index.
-fn names(layers: usize) -> Vec<String> {
-    (0..layers).map(|layer| format!("habits/{layer:05}")).collect()
+/// The names of the layers' counts in the index.
+fn names(what: &str, layers: usize) -> Vec<String> {
+    (0..layers).map(|layer| format!("{what}/{layer:05}")).collect()
+}
+
+/// Reads counts; those of another number are of another model.
+fn take<T, const N: usize>(counts: &mut [T], bytes: &[u8], read: fn([u8; N]) -> T) {
+    if bytes.len() == counts.len() * N {
+        for (count, bytes) in counts.iter_mut().zip(bytes.as_chunks().0) {
+            *count = read(*bytes);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +204,14 @@ mod tests {
         // The catalogue itself is as it was, and of another shape nothing is taken.
         assert_eq!(catalog::read(&folder).unwrap(), Some(("who".to_owned(), Vec::new())));
         let other = self::config(2, 5);
-        assert_eq!(Habits::load(&other, false, &folder).unwrap(), Habits::new(&other, false));
+        assert_eq!(Habits::load(&other, true, &folder).unwrap(), Habits::new(&other, true));
+        // A run that does not count what follows leaves it, and one without a token leaves all.
+        let mut plain = Habits::load(&config, false, &folder).unwrap();
+        plain.keep(Some(&folder));
+        assert_eq!(Habits::load(&config, true, &folder).unwrap(), again);
+        plain.note(1, &[0], &[1]);
+        plain.keep(Some(&folder));
+        let after = Habits::load(&config, true, &folder).unwrap();
+        assert_eq!((&after.heat[1][1..3], after.follows[1][2]), (&[1, 2][..], 6));
     }
 }

@@ -279,10 +279,9 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         optimizer: pipeline.make_optimizer(),
         shape: ready.load.shape,
         rates: Arc::new(Mutex::new(Rates::new(ready.meta.rates.clone()))),
-        threads: match config.actors.optimizer.threads {
-            _ if !own_thread => Threads::Pool,
-            1 => Threads::Calling,
-            _ => Threads::Pool,
+        threads: match own_thread && config.actors.optimizer.threads == 1 {
+            true => Threads::Calling,
+            false => Threads::Pool,
         },
     };
     let optimizer: Option<MakeStage> = own_thread.then(|| {

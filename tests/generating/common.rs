@@ -5,7 +5,7 @@ use semoe::infer::figures::Figures;
 use semoe::infer::generator::Generator;
 use semoe::infer::options::Options;
 use semoe::infer::sampler::Sampling;
-use semoe::infer::session::Said;
+use semoe::infer::session::{Job, Said};
 use std::path::PathBuf;
 
 pub const FAMILIES: [&str; 7] =
@@ -43,6 +43,19 @@ pub fn generate(
         Ok(())
     })?;
     Ok((texts, generator.finish()?))
+}
+
+/// The tokens that one job makes.
+pub fn text_of(generator: &mut Generator, job: Job) -> Vec<u32> {
+    let mut text = Vec::new();
+    let heard = generator.run(vec![job], |said| {
+        if let Said::Token { token, .. } = said {
+            text.push(*token);
+        }
+        Ok(())
+    });
+    heard.unwrap();
+    text
 }
 
 /// Prompts of several lengths that share nothing.

@@ -1,7 +1,7 @@
 //! What batching, chunks, threads, budgets and the order of arrival may not change, and what they
 //! may cost.
 
-use crate::common::{generate, options, prompts};
+use crate::common::{generate, options, prompts, text_of};
 use semoe::infer::foresight::PredictorKind;
 use semoe::infer::generator::Generator;
 use semoe::infer::options::Options;
@@ -85,15 +85,7 @@ fn a_warm_start_has_what_was_used_before_and_makes_the_same_text() {
         let settings = generator.settings().clone();
         let mut job = generator.job(vec![7, 8], Sampling::greedy(), 6);
         job.ends.clear();
-        let mut text = Vec::new();
-        generator
-            .run(vec![job], |said| {
-                if let Said::Token { token, .. } = said {
-                    text.push(*token);
-                }
-                Ok(())
-            })
-            .unwrap();
+        let text = text_of(&mut generator, job);
         let misses = generator.cache().with(|hierarchy| hierarchy.stats().total().misses);
         generator.finish().unwrap();
         (text, misses, settings)
@@ -119,16 +111,7 @@ fn what_was_read_is_not_read_again() {
     let prompt = prompts(4).pop().unwrap();
     let mut generator = Generator::open(&options("olmoe", None, 1)).unwrap();
     let first = generator.job(prompt.clone(), Sampling::greedy(), 4);
-    let mut text = prompt;
-    generator
-        .run(vec![first], |said| {
-            if let Said::Token { token, .. } = said {
-                text.push(*token);
-            }
-            Ok(())
-        })
-        .unwrap();
-    text.extend([5, 6, 7]);
+    let text = [prompt, text_of(&mut generator, first), vec![5, 6, 7]].concat();
     let (length, mut found) = (text.len(), None);
     let next = generator.job(text, Sampling::greedy(), 1);
     generator
