@@ -152,8 +152,8 @@ enabled = false
         Ok(())
     }
 
-    /// What moving the bytes costs by itself: where the disk's own work takes the processors, as
-    /// on a virtual machine, no program that moves as many is faster.
+    /// What moving the bytes costs by itself: on a virtual machine the disk's own work may take the
+    /// processors, whoever moves the bytes.
     fn in_memory_beside_a_busy_disk(
         &mut self,
         batch: usize,

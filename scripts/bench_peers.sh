@@ -135,8 +135,10 @@ peer() {
     # The settings that suit them: tensors from a heap that is not given back to the kernel.
     "${wrap[@]}" env MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=200000000000 \
         MALLOC_TOP_PAD_=268435456 "$@" --layers "$layers" --tokens "$work/tokens.bin" \
-        --seconds "$patience" --json "$work/$name.json" ||
+        --seconds "$patience" --json "$work/$name.json" || {
+        echo $? >"$work/$name.failed"
         say "$name failed; the report says so"
+    }
 }
 
 train memory

@@ -154,7 +154,7 @@ def deepspeed_step(folder, batch, layers):
         engine.step()
         return loss.item()
 
-    return step, {"deepspeed": deepspeed.__version__}
+    return step
 
 
 def main():
@@ -173,8 +173,7 @@ def main():
         "transformers": transformers.__version__,
     }
     if given.mode == "deepspeed":
-        step, more = deepspeed_step(given.offload, given.batch, given.layers)
-        versions |= more
+        step = deepspeed_step(given.offload, given.batch, given.layers)
     else:
         step = plain(given.mode, given.layers)
     seconds, losses, traffic = [], [], []

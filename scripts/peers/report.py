@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 
@@ -65,6 +66,15 @@ def peer(name):
     }
 
 
+def failure(name):
+    """Why a run has no figures."""
+    path = work / f"{name}.failed"
+    if not path.exists():
+        return "not run"
+    status = int(path.read_text())
+    return "killed: it needs more memory" if status == 137 else f"failed with status {status}"
+
+
 def gb(value):
     return "" if value is None else f"{value / 1e9:.1f} GB"
 
@@ -83,16 +93,17 @@ peers = {mode: peer(f"transformers-{mode}") for mode in ("f32", "autocast", "bf1
 deepspeed = peer("deepspeed")
 ours = {run: semoe(run) for run in ("memory", "streamed", "memory-large", "streamed-large")}
 versions = next(found["versions"] for found in peers.values() if found)
-versions |= deepspeed["versions"] if deepspeed else {}
 rows = [
-    ("transformers, f32", peers["f32"], "all in memory"),
-    ("transformers, f32 masters, bf16 autocast", peers["autocast"], "all in memory"),
-    ("transformers, pure bf16 without masters", peers["bf16"], "all in memory"),
-    ("semoe, f32 masters, bf16", ours["memory"], "all in memory"),
-    ("DeepSpeed ZeRO-3, bf16, parameters and states on NVMe", deepspeed, "6 GiB"),
-    ("semoe, f32 masters, bf16, streamed", ours["streamed"], "6 GiB"),
-    ("semoe, 8 times the batch", ours["memory-large"], "all in memory"),
-    ("semoe, 8 times the batch, streamed", ours["streamed-large"], "6 GiB"),
+    ("transformers, f32", "transformers-f32", peers["f32"], "all in memory"),
+    ("transformers, f32 masters, bf16 autocast", "transformers-autocast", peers["autocast"],
+     "all in memory"),
+    ("transformers, pure bf16 without masters", "transformers-bf16", peers["bf16"],
+     "all in memory"),
+    ("semoe, f32 masters, bf16", "memory", ours["memory"], "all in memory"),
+    ("DeepSpeed ZeRO-3, bf16, parameters and states on NVMe", "deepspeed", deepspeed, "6 GiB"),
+    ("semoe, f32 masters, bf16, streamed", "streamed", ours["streamed"], "6 GiB"),
+    ("semoe, 8 times the batch", "memory-large", ours["memory-large"], "all in memory"),
+    ("semoe, 8 times the batch, streamed", "streamed-large", ours["streamed-large"], "6 GiB"),
 ]
 
 
@@ -112,7 +123,7 @@ disk = subprocess.run(["findmnt", "-no", "SOURCE,FSTYPE", "-T", work], capture_o
                       text=True).stdout.strip()
 print(f"- {cores} cores of {name} ({', '.join(notable)}), {gb(memory)} of memory, disk {disk}")
 print(f"- Linux {platform.release()}, Python {versions['python']}, torch {versions['torch']}, "
-      f"transformers {versions['transformers']}, DeepSpeed {versions.get('deepspeed', 'absent')}")
+      f"transformers {versions['transformers']}, DeepSpeed {metadata.version('deepspeed')}")
 print(f"- {(work / 'version').read_text().strip()}")
 if "avx512_bf16" not in flags and "amx_bf16" not in flags:
     print("- This processor has no bf16 instructions: libtorch's bf16 products, which the peers")
@@ -127,9 +138,9 @@ print("`MALLOC_TOP_PAD_=268435456`. \"6 GiB\" is a memory cgroup around the whol
 print("## Tokens a second\n")
 print("| run | memory | tokens/s | range | steps | peak | read a step | written a step |")
 print("|---|---|---|---|---|---|---|---|")
-for label, found, where in rows:
+for label, run, found, where in rows:
     if found is None:
-        print(f"| {label} | {where} | not run or not finished | | | | | |")
+        print(f"| {label} | {where} | {failure(run)} | | | | | |")
         continue
     low, high = found["spread"]
     print(f"| {label} | {where} | {found['rate']:.0f} | {low:.0f} to {high:.0f} | "
