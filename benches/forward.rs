@@ -10,7 +10,9 @@ use semoe::base::Result;
 use semoe::model::config::ModelConfig;
 use semoe::model::forward::{Forward, KvCache, KvType, Routes, Row, Tensors, matrix_shape};
 use semoe::model::kernels::allocator::tune_allocator;
-use semoe::model::kernels::linear::{AlignedBytes, Encoding, OwnedMatrix, Work, linear};
+use semoe::model::kernels::linear::{
+    Activations, AlignedBytes, Encoding, OwnedMatrix, Work, linear,
+};
 use std::time::Instant;
 
 const ROUNDS: usize = 9;
@@ -62,7 +64,7 @@ impl Bench {
             forward: Forward::load(&config, &Noise)?,
             products: (0..config.layers).map(attention).collect::<Result<_>>()?,
             head: Noise.tensor("head", &[config.vocab, h])?,
-            work: Work::new(threads)?,
+            work: Work::new(threads, Activations::best())?,
             routes: Routes::default(),
             logits: Vec::new(),
         })

@@ -10,8 +10,8 @@
 
 use semoe::model::kernels::allocator::tune_allocator;
 use semoe::model::kernels::linear::{
-    Activation, AlignedBytes, Encoding, ExpertWeights, GateUp, OwnedMatrix, Pool, Work, encode,
-    expert,
+    Activation, Activations, AlignedBytes, Encoding, ExpertWeights, GateUp, OwnedMatrix, Pool,
+    Work, encode, expert,
 };
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -202,7 +202,7 @@ fn main() {
     tune_allocator().unwrap();
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(2));
     tch::set_num_threads(threads as i32);
-    let mut work = Work::new(threads).expect("threads start");
+    let mut work = Work::new(threads, Activations::best()).expect("threads start");
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let chosen = |e: &Encoding| wanted.is_empty() || wanted.iter().any(|w| w == e.name());
     let chosen: Vec<Encoding> = Encoding::ALL.into_iter().filter(chosen).collect();

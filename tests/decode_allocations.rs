@@ -5,7 +5,8 @@ use semoe::model::config::ModelConfig;
 use semoe::model::forward::{Forward, KvCache, KvType, Routes, Row};
 use semoe::model::hf::Checkpoint;
 use semoe::model::kernels::linear::{
-    Activation, Encoding, ExpertWeights, GateUp, OwnedMatrix, Work, encode, expert, linear,
+    Activation, Activations, Encoding, ExpertWeights, GateUp, OwnedMatrix, Work, encode, expert,
+    linear,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,7 +61,7 @@ fn tokens(family: &str) {
     let config = ModelConfig::from_hf(&dir).unwrap();
     let forward = Forward::load(&config, &Checkpoint::open(&dir).unwrap()).unwrap();
     let mut caches = [0, 1].map(|_| KvCache::new(&config, 100, KvType::Bf16));
-    let mut work = Work::new(3).unwrap();
+    let mut work = Work::new(3, Activations::F32).unwrap();
     let mut routes = Routes::default();
     let (mut x, mut y) = (vec![0.0; 2 * config.hidden], vec![0.0; 2 * config.hidden]);
     let mut logits = Vec::new();
@@ -85,7 +86,7 @@ fn tokens(family: &str) {
 
 fn products() {
     let (hidden, width) = (256, 128);
-    let mut work = Work::new(3).unwrap();
+    let mut work = Work::new(3, Activations::F32).unwrap();
     let encodings = [Encoding::F32, Encoding::Bf16, Encoding::Int8, Encoding::Int4 { group: 64 }];
     let experts: Vec<[OwnedMatrix; 3]> = (encodings.iter())
         .map(|&e| [matrix(e, width, hidden), matrix(e, width, hidden), matrix(e, hidden, width)])

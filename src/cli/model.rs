@@ -6,7 +6,7 @@ use crate::base::units::Bytes;
 use crate::base::{Error, Result};
 use crate::infer::foresight::PredictorKind;
 use crate::infer::generator::Generator;
-use crate::infer::options::{Options, kv_type};
+use crate::infer::options::{Options, activations, kv_type};
 use crate::infer::sampler::Sampling;
 use crate::storage::disk::{DirectChoice, EngineChoice};
 use crate::storage::policy::{PolicyConfig, PolicyKind};
@@ -34,6 +34,9 @@ pub struct ModelArgs {
     /// Type of the keys and values that are kept: f32 or bf16.
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     pub kv: String,
+    /// Type of activations in products with bf16 weights: f32, bf16, or auto: the processor's fastest.
+    #[arg(long, default_value = "auto", value_name = "TYPE")]
+    pub activations: String,
     /// What leaves the cache of experts: lfu, lru, se-moe, planned.
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<PolicyKind>,
@@ -68,6 +71,7 @@ impl ModelArgs {
             chunk: self.chunk,
             threads: self.threads,
             kv: kv_type(&self.kv)?,
+            activations: activations(&self.activations)?,
             predictor: self.predictor,
             accesses: self.accesses.clone(),
             warm: self.warm,

@@ -4,6 +4,7 @@ use super::output;
 use crate::base::{Error, ErrorKind, Result};
 use crate::infer::options::Options;
 use crate::infer::verify as infer;
+use crate::model::kernels::linear::Activations;
 use crate::train::verify::{Findings, Request, verify};
 use clap::Args;
 use std::fmt::Write;
@@ -74,7 +75,8 @@ impl VerifyArgs {
     /// The path that generates: logits and greedy tokens, resident and streamed.
     fn generate(&self) -> Result<()> {
         let findings = infer::verify(&infer::Request {
-            options: Options::new(&self.model),
+            // A reference is computed in f32.
+            options: Options { activations: Some(Activations::F32), ..Options::new(&self.model) },
             reference: self.reference.clone(),
             tolerance: self.tolerance,
             prompt: infer::PROMPT,

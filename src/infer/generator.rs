@@ -47,6 +47,7 @@ use crate::graph::{Credits, EngineConfig, Lane, Schedule};
 use crate::model::checkpoint::Source;
 use crate::model::config::ModelConfig;
 use crate::model::forward::{Forward, KvCache};
+use crate::model::kernels::linear::Activations;
 use crate::storage::arena::Arena;
 use crate::storage::hierarchy::{Hierarchy, SlotClass};
 use crate::text::tokenizer::Tokenizer;
@@ -125,6 +126,7 @@ impl Generator {
         let caches: Vec<KvCache> = (0..options.sequences).map(make).collect();
         let parts = (Arc::clone(&source), Arc::clone(&files), Arc::clone(&cache));
         let noted = Arc::clone(&habits);
+        let activations = options.activations.unwrap_or_else(Activations::best);
         let (chunk, jobs) = (options.chunk, Arc::clone(&inbox));
         let executor = Box::new(move |bench: Bench| -> MakeStage {
             Box::new(move || {
@@ -136,6 +138,7 @@ impl Generator {
                     cache,
                     herald: bench.herald,
                     threads,
+                    activations,
                     caches,
                     chunk,
                     predictor,
@@ -408,6 +411,7 @@ fn settings(
             threads: options.threads,
             context: options.context,
             kv: kv_name(options.kv),
+            activations: options.activations.map_or("auto", Activations::name),
             warm: options.warm,
         },
         effective: Effective {
@@ -419,7 +423,7 @@ fn settings(
             },
             io: io.service().effective().clone(),
             weights: encodings(source),
-            activations: "f32",
+            activations: options.activations.unwrap_or_else(Activations::best).name(),
             kv: kv_name(options.kv),
             threads: needs.threads,
             context: needs.context,

@@ -118,7 +118,7 @@ impl Mix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::kernels::linear::{Activation, GateUp, OwnedMatrix};
+    use crate::model::kernels::linear::{Activation, Activations, GateUp, OwnedMatrix};
 
     const H: usize = 4;
     const F: usize = 3;
@@ -153,7 +153,7 @@ mod tests {
             weights: vec![0.5, 0.25, 1.0, 0.125, 0.75, 2.0],
         };
         let y: Vec<f32> = (0..3 * H).map(|i| i as f32 * 0.3 - 1.0).collect();
-        let mut work = Work::new(1).unwrap();
+        let mut work = Work::new(1, Activations::F32).unwrap();
         let mut results = Vec::new();
         for order in [[0, 2, 3], [3, 2, 0], [2, 3, 0]] {
             let mut mix = Mix::default();

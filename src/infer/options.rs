@@ -5,6 +5,7 @@ use super::opening;
 use crate::base::units::Bytes;
 use crate::base::{Error, Result};
 use crate::model::forward::KvType;
+use crate::model::kernels::linear::Activations;
 use crate::storage::disk::{IoEffective, IoOptions};
 use crate::storage::policy::PolicyConfig;
 use serde::Serialize;
@@ -29,6 +30,8 @@ pub struct Options {
     pub threads: usize,
     /// Type of the keys and values that are kept.
     pub kv: KvType,
+    /// Type that activations have in products with bf16 weights; None: the processor's fastest.
+    pub activations: Option<Activations>,
     pub policy: PolicyConfig,
     pub predictor: PredictorKind,
     pub io: IoOptions,
@@ -53,6 +56,7 @@ impl Options {
             chunk: 512,
             threads: 0,
             kv: KvType::F32,
+            activations: None,
             policy: PolicyConfig::for_decoding(),
             predictor: PredictorKind::GateLookahead,
             io: IoOptions::default(),
@@ -102,6 +106,21 @@ pub(super) fn kv_name(kv: KvType) -> &'static str {
     }
 }
 
+/// A type of activations by its name; None for `auto`.
+///
+/// # Errors
+/// `Config` for another name.
+pub fn activations(name: &str) -> Result<Option<Activations>> {
+    match name {
+        "auto" => Ok(None),
+        "f32" => Ok(Some(Activations::F32)),
+        "bf16" => Ok(Some(Activations::Bf16)),
+        _ => {
+            Err(Error::config(format!("\"{name}\" is no type for activations: auto, f32 or bf16")))
+        }
+    }
+}
+
 /// What was asked and what was put in place, for people and for programs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Settings {
@@ -119,6 +138,7 @@ pub struct Requested {
     pub threads: usize,
     pub context: usize,
     pub kv: &'static str,
+    pub activations: &'static str,
     pub warm: bool,
 }
 
@@ -132,7 +152,8 @@ pub struct Effective {
     pub io: IoEffective,
     /// Encodings of the experts' weights, as they are in the file.
     pub weights: Vec<String>,
-    /// Activations are computed in this type.
+    /// Activations have this type in products with bf16 weights; they are f32 elsewhere, and are
+    /// rounded to int8 by groups for integer weights.
     pub activations: &'static str,
     pub kv: &'static str,
     pub threads: usize,

@@ -20,7 +20,7 @@ use crate::graph::planner::decode::hour;
 use crate::graph::planner::{Fact, Task, Work as Node};
 use crate::model::checkpoint::Source;
 use crate::model::forward::{Forward, KvCache, Routes, Row};
-use crate::model::kernels::linear::Work;
+use crate::model::kernels::linear::{Activations, Work};
 use crate::storage::in_place::InPlace;
 use crate::storage::lease::Lease;
 use crossbeam_channel::Sender;
@@ -36,6 +36,7 @@ pub struct Parts {
     pub cache: Arc<Cache>,
     pub herald: Herald,
     pub threads: usize,
+    pub activations: Activations,
     /// One a seat.
     pub caches: Vec<KvCache>,
     pub chunk: usize,
@@ -111,7 +112,7 @@ impl DecodeStage {
         let top_k = parts.forward.config().top_k;
         let foresight = Foresight::new(parts.predictor, top_k, Arc::clone(&parts.habits));
         Ok(Self {
-            work: Work::new(parts.threads)?,
+            work: Work::new(parts.threads, parts.activations)?,
             seats,
             pass: Rows::default(),
             routes: Routes::default(),

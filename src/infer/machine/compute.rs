@@ -11,8 +11,8 @@ use crate::model::config::ModelConfig;
 use crate::model::family::Family;
 use crate::model::forward::{Forward, KvCache, KvType, Routes, Row, Tensors, matrix_shape};
 use crate::model::kernels::linear::{
-    Activation, AlignedBytes, Encoding, ExpertWeights, GateUp, Matrix, OwnedMatrix, Work, expert,
-    linear,
+    Activation, Activations, AlignedBytes, Encoding, ExpertWeights, GateUp, Matrix, OwnedMatrix,
+    Work, expert, linear,
 };
 use crate::model::kernels::view::cast;
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,7 @@ impl ComputeFigures {
     /// # Errors
     /// As the kernels, and what `tell` answers.
     pub fn measure(threads: usize, tell: &mut Tell<'_>) -> Result<Self> {
-        let mut work = Work::new(threads)?;
+        let mut work = Work::new(threads, Activations::best())?;
         tell("memory")?;
         let mut buffer = AlignedBytes::zeroed(BUFFER);
         buffer.fill(FILL);
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn overhead_is_measured_on_real_layers() {
-        let mut work = Work::new(2).unwrap();
+        let mut work = Work::new(2, Activations::best()).unwrap();
         let layer = layer_seconds(&mut work).unwrap();
         let expert = expert_seconds(&mut work).unwrap();
         assert!(layer > 0.0 && expert > 0.0);
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn every_encoding_reads_the_filled_buffer_as_numbers() {
-        let mut work = Work::new(2).unwrap();
+        let mut work = Work::new(2, Activations::best()).unwrap();
         for encoding in Encoding::ALL {
             let (rows, cols) = (32, 256);
             let data = vec![FILL; encoding.data_bytes(rows, cols).unwrap()];

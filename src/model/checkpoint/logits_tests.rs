@@ -6,7 +6,7 @@ use super::tests::{FAMILIES, fixture};
 use super::*;
 use crate::model::forward::{Forward, KvCache, KvType, Routes, Row};
 use crate::model::hf::Checkpoint;
-use crate::model::kernels::linear::{Encoding, Work, expert};
+use crate::model::kernels::linear::{Activations, Encoding, Work, expert};
 
 /// Tokens of the first reference text, and what it gave.
 fn reference(family: &str) -> (Vec<u32>, Vec<f32>) {
@@ -23,7 +23,7 @@ fn reference(family: &str) -> (Vec<u32>, Vec<f32>) {
 fn logits(source: &Source, tokens: &[u32]) -> Vec<f32> {
     let config = source.config();
     let forward = Forward::load(config, source).unwrap();
-    let mut work = Work::new(1).unwrap();
+    let mut work = Work::new(1, Activations::F32).unwrap();
     let mut routes = Routes::default();
     let mut caches = [KvCache::new(config, tokens.len(), KvType::F32)];
     let rows: Vec<Row> = (0..tokens.len()).map(|position| Row { sequence: 0, position }).collect();

@@ -15,7 +15,7 @@ use crate::base::Result;
 use crate::model::config::ModelConfig;
 use crate::model::family::{QkNorm, Slot};
 use crate::model::kernels::attend::{self, QUERIES, Query};
-use crate::model::kernels::linear::{OwnedMatrix, Pool, Work, linear};
+use crate::model::kernels::linear::{Activations, OwnedMatrix, Pool, Work, linear};
 use crate::model::kernels::rows::{add, rms_norm_onto, rotate_halves, rotate_pairs};
 
 /// A matrix with the bias of its outputs.
@@ -88,11 +88,11 @@ impl Buffers {
             + threads.iter().map(thread).sum::<usize>()
     }
 
-    pub(super) fn for_threads(&mut self, threads: usize) -> Result<()> {
+    pub(super) fn for_threads(&mut self, threads: usize, activations: Activations) -> Result<()> {
         while self.threads.len() < threads {
             self.threads.push(Thread {
                 attend: attend::Scratch::default(),
-                work: Work::new(1)?,
+                work: Work::new(1, activations)?,
                 x: Vec::new(),
                 out: Vec::new(),
                 rows: 0,
@@ -220,7 +220,7 @@ impl Attention {
         buffers: &mut Buffers,
         work: &mut Work,
     ) -> Result<()> {
-        buffers.for_threads(work.threads())?;
+        buffers.for_threads(work.threads(), work.activations())?;
         match &self.kind {
             Kind::Heads(heads) => heads.apply(&self.rules, y_th, call, caches, buffers, work)?,
             Kind::Latent(latents) => {

@@ -213,6 +213,7 @@ fn close_groups(scores: &mut [f32], groups: usize, keep: usize, best: &mut Vec<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::kernels::linear::Activations;
 
     #[test]
     fn the_largest_come_first_and_ties_keep_their_order() {
@@ -241,7 +242,7 @@ mod tests {
             top_k: 2,
             normalise: true,
         };
-        let mut work = Work::new(1).unwrap();
+        let mut work = Work::new(1, Activations::F32).unwrap();
         let mut routes = Routes::default();
         let error =
             router.apply(&[1.0, 2.0], &mut routes, &mut Buffers::default(), &mut work).unwrap_err();

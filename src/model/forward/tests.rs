@@ -5,7 +5,9 @@ use super::*;
 use crate::model::config::Precision;
 use crate::model::family::{ExpertNames, expert_tensors};
 use crate::model::hf::Checkpoint;
-use crate::model::kernels::linear::{self, ExpertWeights, GateUp, Matrix, Projection, Vector};
+use crate::model::kernels::linear::{
+    self, Activations, ExpertWeights, GateUp, Matrix, Projection, Vector,
+};
 use std::path::PathBuf;
 
 const FAMILIES: [&str; 7] =
@@ -92,7 +94,7 @@ impl Model {
         Self {
             forward: Forward::load(&config, &checkpoint).unwrap(),
             experts: (0..config.layers).map(experts).collect(),
-            work: Work::new(threads).unwrap(),
+            work: Work::new(threads, Activations::F32).unwrap(),
             routes: Routes::default(),
         }
     }

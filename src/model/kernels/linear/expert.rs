@@ -129,7 +129,7 @@ pub fn expert(
     let (bias_2f, bias_h) = bias.split_at(2 * width);
     let act_nf = sized(act, rows * width);
 
-    e.take_in(inputs, x_nh, hidden, pool)?;
+    e.take_in(inputs, x_nh, hidden, *level, pool)?;
     let call = GateUpCall {
         e,
         level: *level,
@@ -148,7 +148,7 @@ pub fn expert(
 
     let [input, _] = inputs;
     let down = &e.down.matrix;
-    take(input, down, act_nf, pool)?;
+    take(input, down, act_nf, *level, pool)?;
     let y = sized(out, rows * hidden);
     let y = Outputs { all: Disjoint::new(y), stride: hidden, offset: 0, add: false };
     let (out, act_nf, input, level) = (Disjoint::new(out_nh), &*act_nf, &*input, *level);
@@ -178,11 +178,17 @@ fn add_all(y: &mut [f32], bias: &[f32]) {
 }
 
 /// Takes x in as W wants it.
-fn take(input: &mut Input, w: &Matrix<'_>, x_nk: &[f32], pool: &mut Pool) -> Result<()> {
+fn take(
+    input: &mut Input,
+    w: &Matrix<'_>,
+    x_nk: &[f32],
+    level: Level,
+    pool: &mut Pool,
+) -> Result<()> {
     if w.transposed {
         return Ok(());
     }
-    input.take(Form::of(w.encoding), x_nk, w.cols, pool)
+    input.take(Form::of(w.encoding, level), x_nk, w.cols, pool)
 }
 
 impl ExpertWeights<'_> {
@@ -215,14 +221,15 @@ impl ExpertWeights<'_> {
         inputs: &mut [Input; 2],
         x_nh: &[f32],
         hidden: usize,
+        level: Level,
         pool: &mut Pool,
     ) -> Result<()> {
         debug_assert_eq!(self.first().cols, hidden);
         let [first, second] = inputs;
-        take(first, self.first(), x_nh, pool)?;
+        take(first, self.first(), x_nh, level, pool)?;
         match &self.gate_up {
-            GateUp::Apart { gate, up } if !same_form(gate, up) => {
-                take(second, &up.matrix, x_nh, pool)
+            GateUp::Apart { gate, up } if !same_form(gate, up, level) => {
+                take(second, &up.matrix, x_nh, level, pool)
             }
             _ => Ok(()),
         }
@@ -239,8 +246,8 @@ fn decode_bias(p: &Projection<'_>, out: &mut [f32]) -> Result<bool> {
     Ok(p.bias.is_some())
 }
 
-fn same_form(a: &Projection<'_>, b: &Projection<'_>) -> bool {
-    let form = |p: &Projection<'_>| (Form::of(p.matrix.encoding), p.matrix.transposed);
+fn same_form(a: &Projection<'_>, b: &Projection<'_>, level: Level) -> bool {
+    let form = |p: &Projection<'_>| (Form::of(p.matrix.encoding, level), p.matrix.transposed);
     form(a) == form(b)
 }
 
@@ -268,7 +275,7 @@ impl GateUpCall<'_> {
         unsafe {
             match &self.e.gate_up {
                 GateUp::Apart { gate, up } => {
-                    let second = usize::from(!same_form(gate, up));
+                    let second = usize::from(!same_form(gate, up, self.level));
                     self.rows(&gate.matrix, 0, 0, from, to);
                     self.rows(&up.matrix, second, width, from, to);
                 }

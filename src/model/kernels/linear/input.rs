@@ -5,14 +5,18 @@
 
 use super::encoding::{Encoding, SUPER};
 use super::pool::{Disjoint, Pool};
+use super::simd::Level;
 use super::work::sized;
 use crate::base::Result;
 use crate::model::kernels::dispatch::dispatched;
+use crate::model::kernels::float::to_bf16;
 
 /// Columns of a block of f32 activations; every instruction set sums up to there, or to a divisor.
 pub(super) const K_BLOCK: usize = 512;
 /// Floats between two rows of a block: rows begin on different cache sets.
 pub(super) const K_STRIDE: usize = K_BLOCK + 16;
+/// bf16 columns of a vector, and between the ends of two rows: they begin on different cache sets.
+const PAIR_PADDING: usize = 32;
 /// Zeros that follow a row's group scales: kernels read eight at a time.
 const GROUP_PADDING: usize = 8;
 /// From this many rows on the threads share the work.
@@ -24,13 +28,16 @@ pub(super) enum Form {
     /// f32, in blocks of columns.
     #[default]
     Blocks,
+    /// Rounded to bf16.
+    Pairs,
     /// int8, with a scale for each group of this many columns.
     Groups(usize),
 }
 
 impl Form {
-    pub fn of(encoding: Encoding) -> Self {
+    pub fn of(encoding: Encoding, level: Level) -> Self {
         match encoding {
+            Encoding::Bf16 if level >= Level::Avx512Bf16 => Self::Pairs,
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 | Encoding::Fp8 => Self::Blocks,
             Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 => Self::Groups(32),
             Encoding::Q4K | Encoding::Q6K => Self::Groups(SUPER),
@@ -48,6 +55,9 @@ pub(super) struct Input {
     pub cols: usize,
     /// `Blocks`: [⌈K/512⌉, N, K_STRIDE], zeros after the last column.
     pub blocks: Vec<f32>,
+    /// `Pairs`: bf16 [N, `pair_stride`], zeros after the last column.
+    pub pairs: Vec<u16>,
+    pub pair_stride: usize,
     /// `Groups`: int8 [N, `q_stride`], zeros after the last column.
     pub q: Vec<i8>,
     /// Scale of each group [N, `d_stride`], and scale · Σ q.
@@ -65,6 +75,7 @@ impl Input {
         (self.form, self.cols, self.rows) = (form, cols, x_nk.len() / cols.max(1));
         match form {
             Form::Blocks => self.take_blocks(x_nk, pool),
+            Form::Pairs => self.take_pairs(x_nk, pool),
             Form::Groups(group) => self.take_groups(group, x_nk, pool),
         }
     }
@@ -81,6 +92,18 @@ impl Input {
                 let padded = (x.len() + 16).min(K_STRIDE);
                 out[x.len()..padded].fill(0.0);
             }
+        })
+    }
+
+    fn take_pairs(&mut self, x_nk: &[f32], pool: &mut Pool) -> Result<()> {
+        let (rows, cols) = (self.rows, self.cols);
+        let stride = cols.next_multiple_of(PAIR_PADDING) + PAIR_PADDING;
+        self.pair_stride = stride;
+        let pairs = Disjoint::new(sized(&mut self.pairs, rows * stride));
+        each_row(rows, pool, &|n| {
+            // SAFETY: row n belongs to this call alone.
+            let out = unsafe { pairs.range(n * stride, stride) };
+            round_pairs(&x_nk[n * cols..(n + 1) * cols], out);
         })
     }
 
@@ -117,6 +140,19 @@ fn each_row(rows: usize, pool: &mut Pool, body: &(dyn Fn(usize) + Sync)) -> Resu
     pool.run(rows.div_ceil(chunk), &|_, task| {
         (task * chunk..rows.min((task + 1) * chunk)).for_each(body);
     })
+}
+
+dispatched! {
+    fn round_pairs(x: &[f32], out: &mut [u16]) = round_pairs_body;
+}
+
+#[inline(always)]
+fn round_pairs_body(x: &[f32], out: &mut [u16]) {
+    let (numbers, rest) = out.split_at_mut(x.len());
+    for (out, x) in numbers.iter_mut().zip(x) {
+        *out = to_bf16(*x);
+    }
+    rest.fill(0);
 }
 
 dispatched! {

@@ -5,14 +5,15 @@
 //! one order of sums, whatever N is, and one treatment of the activations:
 //!
 //! * floats (F32, F16, BF16, FP8) are decoded to f32 and multiplied in f32 (`floats`, `columns`);
+//! * BF16 that meets [`Activations::Bf16`] is multiplied in pairs and summed in f32 (`pairs`);
 //! * integers (Q8_0, Q4_0, Q4_K, Q6_K, MXFP4, `Int8`, `Int4`) meet activations rounded to int8
 //!   by groups, for one row as for a thousand (`ints`): their sums within a group are exact.
 //!
 //! Results do depend on the instruction set (eight or sixteen lanes, fused or not).
 //!
 //! ```text
-//! x [N, K] ──input──▶ f32 in blocks | int8 in groups ─┐
-//! W as it lies ───────────────────────────────────────┴─product──▶ floats | columns | ints ──▶ out [N, M]
+//! x [N, K] ──input──▶ f32 in blocks | bf16 | int8 in groups ─┐
+//! W as it lies ──────────────────────────────────────────────┴─product──▶ floats | columns | pairs | ints ──▶ out [N, M]
 //!                                     (tasks of rows of W, on the threads of pool)
 //! ```
 
@@ -25,10 +26,12 @@ mod floats;
 mod input;
 mod ints;
 mod matrix;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod pool;
 mod product;
 mod quantise;
-mod simd;
+pub(super) mod simd;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -39,7 +42,7 @@ pub use expert::{Activation, ExpertWeights, GateUp, Projection, expert};
 pub use matrix::{AlignedBytes, Matrix, OwnedMatrix, Vector};
 pub use pool::{Disjoint, Pool};
 pub use quantise::{Rounding, encode, encode_row};
-pub use work::Work;
+pub use work::{Activations, Work};
 
 use crate::base::{Error, Result};
 use input::Form;
@@ -62,7 +65,7 @@ pub fn linear(
     let Work { pool, scratch, level } = work;
     let [input, _] = &mut scratch.inputs;
     if !w.transposed {
-        input.take(Form::of(w.encoding), x_nk, w.cols, pool)?;
+        input.take(Form::of(w.encoding, *level), x_nk, w.cols, pool)?;
     }
     let out = Outputs { stride: w.rows, offset: 0, add, all: Disjoint::new(out_nm) };
     let (input, level) = (&*input, *level);

@@ -3,6 +3,8 @@
 use super::encoding::{BLOCK, Encoding, FP8_TILE};
 use super::input::{Form, Input};
 use super::matrix::Matrix;
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
 use super::pool::Disjoint;
 use super::simd::Level;
 use super::{columns, floats, ints};
@@ -96,6 +98,23 @@ pub(super) unsafe fn rows(
                 add,
             };
             return floats::run(level, w.encoding, &call);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if input.form == Form::Pairs {
+            let call = pairs::Call {
+                w: data,
+                row_bytes,
+                x: input.pairs.as_ptr(),
+                x_stride: input.pair_stride,
+                n,
+                k,
+                from,
+                to,
+                out: target,
+                out_stride,
+                add,
+            };
+            return pairs::run(&call);
         }
         let (aux_stride, aux_second) = match w.encoding {
             Encoding::Mxfp4 => (k / BLOCK, 0),

@@ -3,7 +3,7 @@
 use super::input::Input;
 use super::pool::Pool;
 use super::simd::{Level, level};
-use crate::base::Result;
+use crate::base::{Error, Result};
 
 /// Threads and scratch of one executor. Scratch grows to what the largest product asked for, and
 /// stays: steady decoding allocates nothing.
@@ -26,13 +26,48 @@ pub(super) struct Scratch {
     pub bias: Vec<f32>,
 }
 
+/// The type that activations have in products with bf16 weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    F32,
+    /// Rounded to bf16, as the weights are: for processors that multiply pairs of them.
+    Bf16,
+}
+
+impl Activations {
+    /// The fastest on this processor.
+    pub fn best() -> Self {
+        if level() >= Level::Avx512Bf16 { Self::Bf16 } else { Self::F32 }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 impl Work {
     /// `threads` threads, the caller's included.
     ///
     /// # Errors
-    /// As [`Pool::new`].
-    pub fn new(threads: usize) -> Result<Self> {
-        Ok(Self { pool: Pool::new(threads)?, level: level(), scratch: Scratch::default() })
+    /// As [`Pool::new`]; `Config` for bf16 activations where the processor has no products of them.
+    pub fn new(threads: usize, activations: Activations) -> Result<Self> {
+        let level = match activations {
+            Activations::F32 => level().min(Level::Avx512Vnni),
+            Activations::Bf16 if level() >= Level::Avx512Bf16 => level(),
+            Activations::Bf16 => {
+                let text = "this processor has no products of bf16 pairs (AVX-512 BF16): \
+                            activations must be f32";
+                return Err(Error::config(text));
+            }
+        };
+        Ok(Self { pool: Pool::new(threads)?, level, scratch: Scratch::default() })
+    }
+
+    pub fn activations(&self) -> Activations {
+        if self.level >= Level::Avx512Bf16 { Activations::Bf16 } else { Activations::F32 }
     }
 
     /// Threads, the caller's included.

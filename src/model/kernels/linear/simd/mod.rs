@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub mod pairs;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -91,8 +93,8 @@ pub trait Bytes: Copy + 'static {
     unsafe fn prefetch(p: *const u8);
 }
 
-/// The instruction set that the kernels use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The instruction set that the kernels use, each with all that the ones before it have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     Portable,
     /// AVX2, FMA, F16C.
@@ -101,6 +103,8 @@ pub enum Level {
     Avx512,
     /// AVX-512 with VNNI.
     Avx512Vnni,
+    /// And with products of bf16 pairs: activations are rounded to bf16 for bf16 weights.
+    Avx512Bf16,
 }
 
 /// The best that this machine offers, decided once.
@@ -118,10 +122,13 @@ fn detect() -> Level {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
-    match (avx2, avx512, is_x86_feature_detected!("avx512vnni")) {
-        (true, true, true) => Level::Avx512Vnni,
-        (true, true, false) => Level::Avx512,
-        (true, false, _) => Level::Avx2,
+    let vnni = is_x86_feature_detected!("avx512vnni");
+    let bf16 = is_x86_feature_detected!("avx512bf16");
+    match (avx2, avx512, vnni, bf16) {
+        (true, true, true, true) => Level::Avx512Bf16,
+        (true, true, true, false) => Level::Avx512Vnni,
+        (true, true, false, _) => Level::Avx512,
+        (true, false, ..) => Level::Avx2,
         (false, ..) => Level::Portable,
     }
 }
@@ -162,7 +169,7 @@ macro_rules! for_level {
                 }
                 match level {
                     // SAFETY: the level says that the processor has the features.
-                    Level::Avx512Vnni => return unsafe { vnni($arg) },
+                    Level::Avx512Vnni | Level::Avx512Bf16 => return unsafe { vnni($arg) },
                     // SAFETY: as above.
                     Level::Avx512 => return unsafe { wide($arg) },
                     // SAFETY: as above.
@@ -175,4 +182,4 @@ macro_rules! for_level {
         }
     )*};
 }
-pub(super) use for_level;
+pub(in crate::model::kernels) use for_level;

@@ -11,7 +11,8 @@ use super::input::Form;
 use super::matrix::{AlignedBytes, Matrix, OwnedMatrix};
 use super::quantise::encode;
 use super::simd::{Level, level};
-use super::work::Work;
+use super::work::{Activations, Work};
+use crate::model::kernels::float::{from_bf16, to_bf16};
 
 /// A seeded stream of numbers.
 pub struct Random(u64);
@@ -37,11 +38,12 @@ impl Random {
 
 /// The instruction sets that can be tried here.
 pub fn levels() -> Vec<Level> {
-    if level() == Level::Portable { vec![level()] } else { vec![level(), Level::Portable] }
+    let all = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+    all.into_iter().filter(|one| *one <= level()).collect()
 }
 
 pub fn work(threads: usize, level: Level) -> Work {
-    let mut work = Work::new(threads).unwrap();
+    let mut work = Work::new(threads, Activations::F32).unwrap();
     work.level = level;
     work
 }
@@ -89,9 +91,13 @@ pub fn shapes(encoding: Encoding) -> Vec<(usize, usize)> {
     }
 }
 
-/// x as the kernel sees it: rounded by groups where the encoding says so.
-pub fn seen(encoding: Encoding, x: &[f32], cols: usize) -> Vec<f32> {
-    let Form::Groups(group) = Form::of(encoding) else { return x.to_vec() };
+/// x as the kernel sees it: rounded, by groups or each by itself, where the encoding says so.
+pub fn seen(encoding: Encoding, level: Level, x: &[f32], cols: usize) -> Vec<f32> {
+    let group = match Form::of(encoding, level) {
+        Form::Blocks => return x.to_vec(),
+        Form::Pairs => return x.iter().map(|x| from_bf16(to_bf16(*x))).collect(),
+        Form::Groups(group) => group,
+    };
     let mut seen = x.to_vec();
     for row in seen.chunks_mut(cols) {
         for group in row.chunks_mut(group) {

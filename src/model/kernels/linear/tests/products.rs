@@ -15,7 +15,7 @@ fn a_product_is_the_sum_in_f64_but_for_rounding() {
                 let w = random(encoding, rows, cols, &mut random_numbers);
                 for n in ROWS {
                     let x = random_numbers.numbers(n * cols);
-                    let (want, sizes) = product(&w.view(), &seen(encoding, &x, cols));
+                    let (want, sizes) = product(&w.view(), &seen(encoding, level, &x, cols));
                     let mut got = vec![f32::NAN; n * rows];
                     linear(&w.view(), &x, &mut got, false, &mut work).unwrap();
                     let what = format!("{level:?} {encoding:?} [{rows}, {cols}] times {n}");
@@ -80,7 +80,7 @@ fn a_product_is_added_where_that_is_asked_for() {
         for n in [1, 12] {
             let x = random_numbers.numbers(n * cols);
             let before = random_numbers.numbers(n * rows);
-            let (mut want, mut sizes) = product(&w.view(), &seen(encoding, &x, cols));
+            let (mut want, mut sizes) = product(&w.view(), &seen(encoding, level(), &x, cols));
             want.iter_mut().zip(&before).for_each(|(w, b)| *w += f64::from(*b));
             sizes.iter_mut().zip(&before).for_each(|(w, b)| *w += f64::from(b.abs()));
             let mut got = before.clone();

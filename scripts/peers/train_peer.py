@@ -1,6 +1,6 @@
 """One peer's training run: the model of docs/benchmarks.md on the same text.
 
-    peer.py MODE --layers L --tokens FILE --seconds S --json OUT [--offload DIR]
+    train_peer.py MODE --layers L --tokens FILE --seconds S --json OUT [--offload DIR]
 
 MODE is f32, autocast (f32 masters, bf16 compute) or bf16 (no masters) with transformers alone,
 or deepspeed (ZeRO-3, parameters and optimizer states on NVMe, bf16 with f32 masters). The result
@@ -101,6 +101,8 @@ def deepspeed_step(folder, batch, layers):
     settings = {
         "train_micro_batch_size_per_gpu": batch,
         "bf16": {"enabled": True},
+        # Gradients wait in memory until the optimizer's turn, whatever is offloaded.
+        "data_types": {"grad_accum_dtype": "bf16"},
         "optimizer": {
             "type": "AdamW",
             "params": {"lr": 3e-4, "weight_decay": 0.1},
@@ -111,14 +113,14 @@ def deepspeed_step(folder, batch, layers):
             "offload_param": {
                 "device": "nvme",
                 "nvme_path": folder,
-                "buffer_count": 6,
+                "buffer_count": 4,
                 "buffer_size": largest,
                 "pin_memory": False,
             },
             "offload_optimizer": {
                 "device": "nvme",
                 "nvme_path": folder,
-                "buffer_count": 5,
+                "buffer_count": 4,
                 "pin_memory": False,
                 "pipeline_read": False,
                 "pipeline_write": False,

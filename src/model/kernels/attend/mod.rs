@@ -9,8 +9,12 @@
 //! many keys and scores need no sum across lanes. Values lie `[key][element]`. Latent attention
 //! keeps one copy: its values are the first elements of its keys.
 
+mod tiles;
+
 use super::dispatch::dispatched;
 use super::float::{exp, from_bf16};
+use super::linear::simd::level;
+use tiles::{Scores, Weighted};
 
 /// Keys of a tile.
 pub const TILE: usize = 16;
@@ -101,30 +105,27 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-dispatched! {
-    /// `out[i] = Σ_j softmax(q_i · k_j) v_j` over the keys of query i, at most [`QUERIES`] of them;
-    /// `out` is [queries, value_dim].
-    pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out: &mut [f32]) = attend_body;
-}
-
-/// Queries in groups of 4, 2 and 1: (first, how many).
-#[inline(always)]
-fn groups(queries: usize) -> impl Iterator<Item = (usize, usize)> {
+/// Queries in groups of 8 (if that many may pass), 4, 2 and 1: (first, how many).
+fn groups(queries: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut first = 0;
     std::iter::from_fn(move || {
-        let size = match queries - first {
+        let size = match (queries - first).min(most) {
             0 => return None,
             1 => 1,
             2 | 3 => 2,
-            _ => 4,
+            4..8 => 4,
+            _ => 8,
         };
         first += size;
         Some((first - size, size))
     })
 }
 
-#[inline(always)]
-fn attend_body(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+/// `out[i] = Σ_j softmax(q_i · k_j) v_j` over the keys of query i, at most [`QUERIES`] of them;
+/// `out` is [queries, value_dim].
+pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out: &mut [f32]) {
+    let level = level();
+    let groups = |queries| groups(queries, tiles::most(level));
     let (key_dim, value_dim) = (head.key_dim, head.value_dim);
     let from = queries.iter().map(|q| q.start).min().unwrap_or(0) / TILE;
     let to = queries.iter().map(|q| q.end).max().unwrap_or(0).div_ceil(TILE);
@@ -147,11 +148,7 @@ fn attend_body(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, ou
         for (first, size) in groups(queries.len()) {
             let q = &packed[first * key_dim..(first + size) * key_dim];
             let out = &mut scores[first * width + at..];
-            match size {
-                4 => score::<4>(q, keys, out, width),
-                2 => score::<2>(q, keys, out, width),
-                _ => score::<1>(q, keys, out, width),
-            }
+            Scores { q, keys, queries: size, out, stride: width }.run(level);
         }
     }
 
@@ -176,19 +173,16 @@ fn attend_body(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, ou
             let out = &mut out[first * value_dim..(first + size) * value_dim];
             let whole = group.iter().all(|q| q.start <= begin && begin + TILE <= q.end);
             let p = &scores[first * width + begin - base..];
-            match (whole, size) {
-                (true, 4) => weigh::<4>(p, width, rows, out),
-                (true, 2) => weigh::<2>(p, width, rows, out),
-                _ => {
-                    for (r, (query, out)) in group.iter().zip(out.chunks_mut(value_dim)).enumerate()
-                    {
-                        let (a, b) = (query.start.max(begin), query.end.min(begin + TILE));
-                        if a < b {
-                            let seen = r * width + a - begin..r * width + b - begin;
-                            let rows = &rows[(a - begin) * value_dim..(b - begin) * value_dim];
-                            weigh::<1>(&p[seen], width, rows, out);
-                        }
-                    }
+            if whole {
+                Weighted { p, stride: width, rows, queries: size, out }.run(level);
+                continue;
+            }
+            for (r, (query, out)) in group.iter().zip(out.chunks_mut(value_dim)).enumerate() {
+                let (a, b) = (query.start.max(begin), query.end.min(begin + TILE));
+                if a < b {
+                    let p = &p[r * width + a - begin..r * width + b - begin];
+                    let rows = &rows[(a - begin) * value_dim..(b - begin) * value_dim];
+                    Weighted { p, stride: width, rows, queries: 1, out }.run(level);
                 }
             }
         }
@@ -198,25 +192,13 @@ fn attend_body(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, ou
     }
 }
 
-/// Scores of R queries, `q` `[element][R]`, over one tile of keys, to rows of `out` `stride` apart.
-#[inline(always)]
-fn score<const R: usize>(q: &[f32], keys: &[f32], out: &mut [f32], stride: usize) {
-    let mut sums = [[0.0f32; TILE]; R];
-    for (q, keys) in q.as_chunks::<R>().0.iter().zip(keys.as_chunks::<TILE>().0) {
-        for (sums, q) in sums.iter_mut().zip(q) {
-            for (sum, key) in sums.iter_mut().zip(keys) {
-                *sum += q * key;
-            }
-        }
-    }
-    for (r, sums) in sums.iter().enumerate() {
-        out[r * stride..r * stride + TILE].copy_from_slice(sums);
-    }
+dispatched! {
+    /// Scores become exponentials of their distance from the largest; answers their sum.
+    fn exponentials(scores: &mut [f32], sink: Option<f32>) -> f32 = exponentials_body;
 }
 
-/// Scores become exponentials of their distance from the largest; answers their sum.
 #[inline(always)]
-fn exponentials(scores: &mut [f32], sink: Option<f32>) -> f32 {
+fn exponentials_body(scores: &mut [f32], sink: Option<f32>) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut most = [f32::NEG_INFINITY; TILE];
     let (chunks, rest) = scores.as_chunks::<TILE>();
@@ -242,42 +224,7 @@ fn exponentials(scores: &mut [f32], sink: Option<f32>) -> f32 {
     sums.iter().sum::<f32>() + sink.map_or(0.0, |sink| exp(sink - most))
 }
 
-/// `out[r] += Σ_j p[r][j] · rows[j]`, keys in order; rows of `p` lie `stride` apart.
-#[inline(always)]
-fn weigh<const R: usize>(p: &[f32], stride: usize, rows: &[f32], out: &mut [f32]) {
-    const LANES: usize = 16;
-    let dim = out.len() / R;
-    let whole = dim / LANES * LANES;
-    for at in (0..whole).step_by(LANES) {
-        let mut sums = [[0.0f32; LANES]; R];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            sums.copy_from_slice(&out[r * dim + at..r * dim + at + LANES]);
-        }
-        for (j, row) in rows.chunks_exact(dim).enumerate() {
-            let value = &row[at..at + LANES];
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let p = p[r * stride + j];
-                for (sum, value) in sums.iter_mut().zip(value) {
-                    *sum += p * value;
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            out[r * dim + at..r * dim + at + LANES].copy_from_slice(sums);
-        }
-    }
-    for (j, row) in rows.chunks_exact(dim).enumerate() {
-        for (r, out) in out.chunks_exact_mut(dim).enumerate() {
-            let p = p[r * stride + j];
-            for (out, value) in out[whole..].iter_mut().zip(&row[whole..]) {
-                *out += p * value;
-            }
-        }
-    }
-}
-
 /// A tile `[element][key]` as `[key][element]`.
-#[inline(always)]
 fn transpose<'a>(tile: &[f32], out: &'a mut [f32], dim: usize) -> &'a [f32] {
     for (d, keys) in tile.as_chunks::<TILE>().0.iter().enumerate() {
         for (key, value) in keys.iter().enumerate() {

@@ -1,0 +1,70 @@
+# shellcheck shell=bash disable=SC2154,SC2034 # sourced by bench_peers.sh
+# Runs one generated checkpoint of OLMoE-1B-7B's shape with semoe, llama.cpp and transformers, all in
+# memory and under limits. For a trial of the script SEMOE_BENCH_SHAPE=small.
+shape=${SEMOE_BENCH_SHAPE:-olmoe-1b-7b}
+prompts=128,512
+tokens=64
+
+# llama.cpp maps its file: what it reads ahead of a page fault should be little. Some virtual machines
+# have 8 MiB, with which it reads everything many times over.
+device=$(lsblk -no PKNAME,NAME "$(findmnt -no SOURCE -T "$work")" | awk '{print $NF; exit}')
+readahead=/sys/block/$device/queue/read_ahead_kb
+if [ -w "$readahead" ]; then
+    undo+=("echo $(cat "$readahead") >$readahead")
+    echo 128 >"$readahead"
+else
+    say "the readahead of $device cannot be set; the report says so"
+    readahead=
+fi
+
+say "generating the checkpoint and its GGUF files"
+"$semoe" random-checkpoint "$work/bf16" --shape "$shape" >&2
+python scripts/peers/to_gguf.py "$work/bf16" "$work/bf16.gguf"
+for kind in Q8_0 Q4_0; do
+    python scripts/peers/run_llama.py "$work/bf16.gguf" --quantize $kind --to "$work/$kind.gguf" \
+        >"$work/quantize.log" 2>&1 || die "llama.cpp cannot quantise to $kind: $work/quantize.log"
+done
+
+# Nothing of a file is left in memory: pages that an earlier run brought in would be a gift to a run
+# under a limit, which does not pay for them.
+cold() { sync; echo 3 >/proc/sys/vm/drop_caches; }
+
+# ours NAME BYTES MODEL: semoe bench; NAME.json gets its report.
+ours() {
+    local name=$1 bytes=$2 model=$3 wrap=() memory=()
+    if [ "$bytes" != 0 ]; then
+        wrap=(limited "$name" "$bytes")
+        memory=(--memory "$((bytes >> 20))MiB")
+    fi
+    say "$name"
+    cold
+    "${wrap[@]}" "$semoe" bench --model "$model" --context 640 -p $prompts -n $tokens \
+        "${memory[@]}" --json "$work/$name.json" >&2
+}
+
+# llama NAME BYTES FILE [--repack]
+llama() {
+    local name=$1 bytes=$2 file=$3
+    shift 3
+    cold
+    peer "$name" "$bytes" python scripts/peers/run_llama.py "$file" --prompts $prompts \
+        --tokens $tokens --threads "$(nproc)" --seconds "$patience" "$@"
+}
+
+"$semoe" doctor >&2
+for kind in bf16 Q8_0 Q4_0; do
+    model=$work/$kind.gguf
+    [ $kind != bf16 ] || model=$work/bf16
+    llama "llama-$kind" 0 "$work/$kind.gguf" --repack
+    ours "semoe-$kind" 0 "$model"
+done
+cold
+peer transformers-bf16 0 python scripts/peers/run_transformers.py "$work/bf16" --prompts $prompts \
+    --tokens $tokens --seconds "$patience"
+for run in bf16:4096 bf16:8192 Q8_0:2048 Q4_0:1536; do
+    kind=${run%:*} mib=${run#*:}
+    model=$work/$kind.gguf
+    [ $kind != bf16 ] || model=$work/bf16
+    llama "llama-$kind-$mib" $((mib << 20)) "$work/$kind.gguf"
+    ours "semoe-$kind-$mib" $((mib << 20)) "$model"
+done

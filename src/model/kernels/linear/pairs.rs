@@ -1,0 +1,146 @@
+//! Products of bf16 weights with activations rounded to bf16, where the processor multiplies pairs of
+//! them: half the work of decoding to f32, in decoding as much as in prefill.
+//!
+//! One order of sums for every N: columns are cut into blocks of [`K_BLOCK`]; within a block lane l
+//! of an output's accumulator sums columns 2l and 2l + 1 modulo 32, in order; the lanes are added in a
+//! tree; blocks are added in order.
+
+use super::simd::pairs::{PAIRED, dot, load, load_part, sum, zero};
+
+/// Columns of a block: four rows of W and of x are in the first-level cache, half a row apart.
+const K_BLOCK: usize = 4096;
+/// Up to this many rows of x the weights' bytes are what takes the time.
+const FEW: usize = 4;
+/// Rows of x that stay in the second-level cache while rows of W pass.
+const PANEL: usize = 32;
+/// Rows of a tile, of W and of x: sixteen accumulators.
+const TILE: usize = 4;
+
+/// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
+pub(super) struct Call {
+    pub w: *const u8,
+    pub row_bytes: usize,
+    /// bf16 `[N, x_stride]`, zeros up to a whole vector.
+    pub x: *const u16,
+    pub x_stride: usize,
+    pub n: usize,
+    pub k: usize,
+    pub from: usize,
+    pub to: usize,
+    /// Element (n, m) is at `out + n · out_stride + m`.
+    pub out: *mut f32,
+    pub out_stride: usize,
+    pub add: bool,
+}
+
+/// Runs `call`.
+///
+/// # Safety
+/// The processor has AVX-512 BF16, the pointers hold what the sizes say, and nobody else writes these
+/// outputs.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn run(call: &Call) {
+    let rows = call.to - call.from;
+    // SAFETY: the caller's.
+    unsafe {
+        if call.n > FEW {
+            for panel in (0..call.n).step_by(PANEL) {
+                let end = (panel + PANEL).min(call.n);
+                let whole = rows / TILE * TILE;
+                for m in (call.from..call.from + whole).step_by(TILE) {
+                    columns::<TILE>(call, [m, m + 1, m + 2, m + 3], panel, end);
+                }
+                for m in call.from + whole..call.to {
+                    columns::<1>(call, [m], panel, end);
+                }
+            }
+            return;
+        }
+        // Four streams, each as long as can be: the memory's own look-ahead serves them best.
+        let part = rows / TILE;
+        for m in call.from..call.from + part {
+            columns::<TILE>(call, [m, m + part, m + 2 * part, m + 3 * part], 0, call.n);
+        }
+        for m in call.from + TILE * part..call.to {
+            columns::<1>(call, [m], 0, call.n);
+        }
+    }
+}
+
+/// Outputs of R rows of W for rows `c..end` of x.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn columns<const R: usize>(call: &Call, rows: [usize; R], mut c: usize, end: usize) {
+    while c < end {
+        // SAFETY: the caller's.
+        unsafe {
+            match end - c {
+                1 => blocks::<R, 1>(call, rows, c),
+                2 => blocks::<R, 2>(call, rows, c),
+                3 => blocks::<R, 3>(call, rows, c),
+                _ => blocks::<R, TILE>(call, rows, c),
+            }
+        }
+        c += TILE;
+    }
+}
+
+/// Outputs of R rows of W and C rows of x, over all blocks.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn blocks<const R: usize, const C: usize>(call: &Call, rows: [usize; R], c: usize) {
+    let mut start = 0;
+    while start < call.k {
+        let len = (call.k - start).min(K_BLOCK);
+        // SAFETY: the rows and the block are within W and x, the outputs are this thread's.
+        unsafe {
+            let w = rows.map(|m| call.w.add(m * call.row_bytes + start * 2));
+            let x = call.x.add(c * call.x_stride + start);
+            let sums = tile::<R, C>(w, x, call.x_stride, len);
+            for (m, sums) in rows.iter().zip(&sums) {
+                for (j, sum) in sums.iter().enumerate() {
+                    let out = call.out.add((c + j) * call.out_stride + m);
+                    *out = if start == 0 && !call.add { *sum } else { *out + sum };
+                }
+            }
+        }
+        start += K_BLOCK;
+    }
+}
+
+/// Sums of one block: R rows of W, C rows of x, `len` columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn tile<const R: usize, const C: usize>(
+    w: [*const u8; R],
+    x: *const u16,
+    x_stride: usize,
+    len: usize,
+) -> [[f32; C]; R] {
+    let mut acc = [[zero(); C]; R];
+    let whole = len / PAIRED * PAIRED;
+    // SAFETY: the caller's; x has zeros up to a whole vector.
+    unsafe {
+        let mut k = 0;
+        while k < whole {
+            let weights = w.map(|w| load(w.add(k * 2)));
+            for c in 0..C {
+                let x = load(x.add(c * x_stride + k).cast());
+                for r in 0..R {
+                    acc[r][c] = dot(acc[r][c], weights[r], x);
+                }
+            }
+            k += PAIRED;
+        }
+        if whole < len {
+            let weights = w.map(|w| load_part(w.add(whole * 2), len - whole));
+            for c in 0..C {
+                let x = load(x.add(c * x_stride + whole).cast());
+                for r in 0..R {
+                    acc[r][c] = dot(acc[r][c], weights[r], x);
+                }
+            }
+        }
+    }
+    acc.map(|acc| acc.map(|acc| sum(acc)))
+}
