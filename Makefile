@@ -45,7 +45,7 @@ fix: bootstrap ## Format, and renew what is generated: schema, reference
 bench: bootstrap ## Run the benchmarks and print their ratios
 	cargo bench --locked --benches --no-fail-fast
 
-bench-peers: bootstrap ## Compare with transformers and DeepSpeed; writes docs/benchmarks.md
+bench-peers: bootstrap ## Compare with transformers, DeepSpeed, llama.cpp; writes docs/benchmarks.md
 	scripts/bench_peers.sh
 
 soak: bootstrap ## The long form of the crash tests: 200 kills

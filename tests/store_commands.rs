@@ -92,7 +92,7 @@ fn recorded_accesses_are_replayed_through_every_policy() {
     let json = run.path().join("replay.json");
     let (status, out, error) = semoe(&["cache", "replay", path, "--json", json.to_str().unwrap()]);
     assert_eq!(status, Some(0), "{error}");
-    for policy in ["planned", "lru", "lfu", "se-moe", "belady"] {
+    for policy in ["planned", "lru", "lfu", "se-moe", "adaptive", "belady"] {
         assert!(out.contains(policy), "{out}");
     }
     let report: serde_json::Value =

@@ -32,7 +32,7 @@ struct Replay {
     /// Hits from which an entry counts as used (`se-moe`).
     #[arg(long)]
     threshold: Option<f64>,
-    /// What hit counts are multiplied with at each decay (`se-moe`, `lfu`).
+    /// What hit counts are multiplied with at each decay (`se-moe`, `lfu`, `adaptive`).
     #[arg(long)]
     beta: Option<f64>,
     /// Accesses between two decays (`se-moe`, `lfu`).

@@ -14,6 +14,7 @@ mod import;
 mod interrupt;
 mod model;
 mod output;
+mod perplexity;
 mod plan;
 mod prediction;
 mod random;
@@ -49,6 +50,8 @@ enum Command {
     Sample(run::SampleArgs),
     /// Let a checkpoint continue prompts, within a memory budget far under its size.
     Generate(generate::GenerateArgs),
+    /// Measure how well a checkpoint foretells a text.
+    Perplexity(perplexity::PerplexityArgs),
     /// Measure how fast a checkpoint reads prompts and makes tokens.
     Bench(bench::BenchArgs),
     /// Write a checkpoint of random weights in the shape of a real one.
@@ -93,6 +96,7 @@ impl Cli {
             Command::Generate(args) => args.run(),
             Command::Chat(args) => args.run(),
             Command::Bench(args) => args.run(),
+            Command::Perplexity(args) => args.run(),
             Command::RandomCheckpoint(args) => args.run(),
             Command::Plan(args) => args.run(),
             Command::Doctor(args) => args.run(),

@@ -8,7 +8,7 @@ use crate::infer::foresight::PredictorKind;
 use crate::infer::generator::Generator;
 use crate::infer::options::{Options, activations, kv_type};
 use crate::infer::sampler::Sampling;
-use crate::storage::disk::{DirectChoice, EngineChoice};
+use crate::storage::disk::{DirectChoice, EngineChoice, IoOptions};
 use crate::storage::policy::{PolicyConfig, PolicyKind};
 use clap::Args;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub struct ModelArgs {
     /// Type of activations in products with bf16 weights: f32, bf16, or auto: the processor's fastest.
     #[arg(long, default_value = "auto", value_name = "TYPE")]
     pub activations: String,
-    /// What leaves the cache of experts: lfu, lru, se-moe, planned.
+    /// What leaves the cache of experts: adaptive, lfu, lru, se-moe, planned [default: adaptive].
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<PolicyKind>,
     /// What guesses the next layer's experts: gate-lookahead, transitions, none.
@@ -49,6 +49,9 @@ pub struct ModelArgs {
     /// How the disk is reached: auto, uring, pool.
     #[arg(long, default_value = "auto", value_name = "ENGINE")]
     pub io_engine: String,
+    /// Requests that the disk is given at once.
+    #[arg(long, default_value_t = IoOptions::default().depth, value_name = "REQUESTS")]
+    pub io_depth: usize,
     /// Whether the page cache is bypassed: auto, on, off.
     #[arg(long, default_value = "auto", value_name = "CHOICE")]
     pub direct: String,
@@ -86,6 +89,7 @@ impl ModelArgs {
             "pool" => EngineChoice::Pool,
             other => return Err(unknown("--io-engine", other, "auto, uring, pool")),
         };
+        options.io.depth = self.io_depth;
         options.io.direct = match self.direct.as_str() {
             "auto" => DirectChoice::Auto,
             "on" => DirectChoice::On,

@@ -40,7 +40,7 @@ pub struct Storage {
     /// Hits from which an entry counts as used (`se-moe`).
     #[schemars(range(min = 0))]
     pub threshold: f64,
-    /// What hit counts are multiplied with at each decay (`se-moe`, `lfu`).
+    /// What hit counts are multiplied with at each decay (`se-moe`, `lfu`, `adaptive`).
     #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub beta: f64,
     /// Accesses between two decays (`se-moe`, `lfu`).
@@ -115,4 +115,6 @@ pub enum PolicyKind {
     Lru,
     /// The one with the fewest hits, which decay.
     Lfu,
+    /// As `lfu`, with the decay that would have missed least of late.
+    Adaptive,
 }

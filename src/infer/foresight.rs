@@ -11,6 +11,7 @@ use crate::model::kernels::linear::Work;
 use serde::Serialize;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How the next layer's experts are guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -83,35 +84,66 @@ impl Tally {
     }
 }
 
-/// Reads ahead pay while at least this share of them is used.
-const WORTH: f64 = 0.6;
-/// Weight of the newest layer in the running share.
+/// Weight of the newest layer in what is averaged.
 const NEWEST: f64 = 0.02;
+/// Share of reads ahead that is taken to be used before anything was seen: too small to pay.
+const UNKNOWN: f64 = 0.3;
 
-/// Measures a predictor and says whether it may read.
+/// Measures a predictor and says how much it may read.
+///
+/// Between the arrival of a layer's experts and the next gate the disk has nothing to do. A read
+/// ahead saves at most that time, where it is used; where it is not, it keeps the disk from what is
+/// needed for as long as a read takes. So reads ahead pay up to as many as end in that time, at least
+/// one, while share · saved ≥ (1 − share) · read.
 #[derive(Debug, Clone, Copy)]
 pub struct Governor {
     /// Running share of what was, or would have been, read ahead and then used.
     share: f64,
+    /// Running seconds that the disk has nothing to do before a gate, and that a read of an expert
+    /// takes; None: not seen yet.
+    free: Option<f64>,
+    read: Option<f64>,
 }
 
 impl Default for Governor {
     fn default() -> Self {
-        // Not trusted before it has shown something.
-        Self { share: WORTH / 2.0 }
+        Self { share: UNKNOWN, free: None, read: None }
     }
 }
 
 impl Governor {
-    pub fn pays(&self) -> bool {
-        self.share >= WORTH
+    /// Reads that end while the disk is free, by what was seen so far.
+    fn fit(&self) -> f64 {
+        match (self.free, self.read) {
+            (Some(free), Some(read)) if read > 0.0 => free / read,
+            _ => 1.0,
+        }
     }
 
-    /// Of `lacking` experts that were guessed and not in memory, `used` were chosen.
+    /// Experts that are considered for a layer.
+    pub fn most(&self) -> usize {
+        self.fit().max(1.0) as usize
+    }
+
+    pub fn pays(&self) -> bool {
+        let saved = self.fit().min(1.0);
+        self.share * saved >= 1.0 - self.share
+    }
+
+    /// Of `lacking` experts that were guessed, considered and not in memory, `used` were chosen.
     pub fn learn(&mut self, lacking: usize, used: usize) {
         if lacking > 0 {
             self.share += NEWEST * (used as f64 / lacking as f64 - self.share);
         }
+    }
+
+    /// `reads` experts came in `waited`, and from then on it took `free` to the next gate that lacked
+    /// some.
+    pub fn time(&mut self, reads: usize, waited: Duration, free: Duration) {
+        let average =
+            |old: Option<f64>, new: f64| old.map_or(new, |old| old + NEWEST * (new - old));
+        self.read = Some(average(self.read, waited.as_secs_f64() / reads.max(1) as f64));
+        self.free = Some(average(self.free, free.as_secs_f64()));
     }
 }
 
@@ -123,11 +155,16 @@ pub struct Foresight {
     governor: Governor,
     habits: Arc<Mutex<Habits>>,
     routes: Routes,
-    /// What was guessed for the layer at hand, and which of it was not in memory then.
+    /// What was guessed for the layer at hand, ascending, and the likeliest first.
     guess: Vec<usize>,
+    ranked: Vec<usize>,
+    weighed: Vec<(f32, usize)>,
+    /// The likeliest that were not in memory, as many as may be read ahead, and whether they were.
     lacking: Vec<usize>,
-    /// Whether the lacking ones were read ahead.
     read: bool,
+    /// When a gate lacked experts, and how many; when they had come.
+    asked: Option<(Instant, usize)>,
+    came: Option<(Instant, usize, Duration)>,
     /// What the layer before chose.
     before: Vec<usize>,
     tally: Tally,
@@ -143,8 +180,12 @@ impl Foresight {
             habits,
             routes: Routes::default(),
             guess: Vec::new(),
+            ranked: Vec::new(),
+            weighed: Vec::new(),
             lacking: Vec::new(),
             read: false,
+            asked: None,
+            came: None,
             before: Vec::new(),
             tally: Tally::default(),
         }
@@ -187,30 +228,50 @@ impl Foresight {
         x_th: &[f32],
         work: &mut Work,
     ) -> Result<&[usize]> {
-        self.guess.clear();
+        self.ranked.clear();
         match self.kind {
             PredictorKind::None => {}
             PredictorKind::GateLookahead => {
                 if forward.guess(layer, x_th, &mut self.routes, work)? {
-                    self.guess.extend(self.routes.experts.iter().map(|e| usize::from(*e)));
+                    self.routes.by_weight(&mut self.weighed);
+                    self.ranked.extend(self.weighed.iter().map(|(_, expert)| *expert));
                 }
             }
             PredictorKind::Transitions => {
                 let most = self.before.len().max(self.top_k);
-                locked(&self.habits).likely(layer, &self.before, most, &mut self.guess);
+                locked(&self.habits).likely(layer, &self.before, most, &mut self.ranked);
             }
         }
+        self.guess.clear();
+        self.guess.extend_from_slice(&self.ranked);
         self.guess.sort_unstable();
-        self.guess.dedup();
         Ok(&self.guess)
     }
 
-    /// `lacking` of what was guessed are not in memory; whether they are to be read ahead.
-    pub fn lacks(&mut self, lacking: impl Iterator<Item = usize>) -> Option<Vec<usize>> {
+    /// `lacking` of what was guessed (ascending) are not in memory; which are to be read ahead.
+    pub fn lacks(&mut self, lacking: &[usize]) -> Option<Vec<usize>> {
+        let absent = self.ranked.iter().filter(|expert| lacking.binary_search(expert).is_ok());
         self.lacking.clear();
-        self.lacking.extend(lacking);
+        self.lacking.extend(absent.take(self.governor.most()));
         self.read = !self.lacking.is_empty() && self.governor.pays();
         self.read.then(|| self.lacking.clone())
+    }
+
+    /// A gate has chosen `missing` experts, over 0, that are not in memory.
+    pub fn asks(&mut self, missing: usize) {
+        let now = Instant::now();
+        if let Some((came, reads, waited)) = self.came.take() {
+            self.governor.time(reads, waited, now - came);
+        }
+        self.asked = Some((now, missing));
+    }
+
+    /// All that the last gate lacked has come.
+    pub fn arrived(&mut self) {
+        if let Some((asked, reads)) = self.asked.take() {
+            let now = Instant::now();
+            self.came = Some((now, reads, now - asked));
+        }
     }
 }
 
@@ -230,11 +291,26 @@ mod tests {
         assert!(!governor.pays(), "trust is earned");
         (0..100).for_each(|_| governor.learn(4, 4));
         assert!(governor.pays());
+        assert_eq!(governor.most(), 1, "one at a time, before reads were timed");
         (0..100).for_each(|_| governor.learn(4, 1));
         assert!(!governor.pays());
         let before = governor.share;
         governor.learn(0, 0);
         assert_eq!(governor.share, before, "what is in memory says nothing about reads");
+    }
+
+    #[test]
+    fn a_slow_disk_has_to_be_asked_more_carefully() {
+        let ms = Duration::from_millis;
+        let governor = |free, share| {
+            let mut governor = Governor { share, ..Governor::default() };
+            governor.time(2, ms(20), ms(free));
+            governor
+        };
+        // A read takes 10 ms. Seven of ten used: saves 0.7 of the free time, costs 3 ms.
+        assert!(governor(5, 0.7).pays() && !governor(4, 0.7).pays());
+        assert!(governor(40, 0.5).pays() && !governor(40, 0.49).pays());
+        assert_eq!([4, 19, 40].map(|free| governor(free, 0.7).most()), [1, 1, 4]);
     }
 
     #[test]
@@ -244,10 +320,11 @@ mod tests {
         let mut foresight = Foresight::new(PredictorKind::GateLookahead, 2, habits);
         (0..200).for_each(|_| foresight.governor.learn(1, 1));
         foresight.chose(0, &[0, 1]);
-        foresight.guess = vec![2, 5];
-        assert_eq!(foresight.lacks([5].into_iter()), Some(vec![5]));
+        foresight.guess = vec![2, 5, 7];
+        foresight.ranked = vec![5, 2, 7];
+        assert_eq!(foresight.lacks(&[5, 7]), Some(vec![5]), "the likeliest alone");
         foresight.chose(1, &[2, 3]);
-        let expected = Tally { guessed: 2, chosen: 2, right: 1, read: 1, useful: 0 };
+        let expected = Tally { guessed: 3, chosen: 2, right: 1, read: 1, useful: 0 };
         assert_eq!(foresight.tally(), expected);
     }
 

@@ -35,6 +35,7 @@ mod mix;
 mod opened;
 pub mod opening;
 pub mod options;
+pub mod perplexity;
 pub mod plan;
 pub mod sampler;
 pub mod session;

@@ -137,6 +137,7 @@ impl DecodeStage {
             self.parts.forward.embed(&self.pass.tokens, &mut self.pass.x_th)?;
         } else {
             self.mix.add_to(&mut self.pass.x_th);
+            self.foresight.arrived();
         }
         for layer in from..layers {
             let parts = &mut self.parts;
@@ -181,6 +182,7 @@ impl DecodeStage {
         let experts: Vec<usize> = absent.map(|(block, _)| usize::from(block.expert)).collect();
         let missing = !experts.is_empty();
         if missing {
+            self.foresight.asks(experts.len());
             self.parts.herald.tell(task, Fact::Missing { layer, experts });
         }
         missing
@@ -197,8 +199,9 @@ impl DecodeStage {
         self.blocks.clear();
         self.blocks.extend(guess.iter().map(|expert| BlockId::weights(layer, *expert)));
         self.parts.cache.lacking(&self.blocks, &mut self.lacking);
-        let lacking = self.lacking.iter().map(|block| usize::from(block.expert));
-        if let Some(experts) = self.foresight.lacks(lacking) {
+        self.chosen.clear();
+        self.chosen.extend(self.lacking.iter().map(|block| usize::from(block.expert)));
+        if let Some(experts) = self.foresight.lacks(&self.chosen) {
             self.parts.herald.tell(task, Fact::Likely { layer, experts });
         }
         Ok(())

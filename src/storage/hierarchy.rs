@@ -102,7 +102,7 @@ impl Hierarchy {
     /// `Config` for bad policy parameters, `Bug` for a part named twice.
     pub fn new(classes: &[SlotClass], policy: &PolicyConfig) -> Result<Self> {
         policy.check()?;
-        Self::with_policies(classes, |_| policy.build())
+        Self::with_policies(classes, |class| policy.build(class.slots))
     }
 
     /// As [`Hierarchy::new`], with a policy of the caller's own making for each part.
@@ -111,7 +111,7 @@ impl Hierarchy {
     /// `Bug` for a part named twice.
     pub fn with_policies(
         classes: &[SlotClass],
-        mut make: impl FnMut(Part) -> Box<dyn Policy>,
+        mut make: impl FnMut(&SlotClass) -> Box<dyn Policy>,
     ) -> Result<Self> {
         let mut by_part: [Option<Class>; PARTS] = Default::default();
         for spec in classes {
@@ -119,7 +119,7 @@ impl Hierarchy {
             if class.is_some() {
                 return Err(Error::bug("a part has two slot classes"));
             }
-            *class = Some(Class::new(*spec, make(spec.part)));
+            *class = Some(Class::new(*spec, make(spec)));
         }
         Ok(Self {
             table: Table::default(),

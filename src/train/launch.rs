@@ -342,6 +342,7 @@ fn hierarchy(pipeline: &Pipeline, classes: &[SlotClass]) -> Result<Hierarchy> {
             crate::config::PolicyKind::SeMoe => PolicyKind::SeMoe,
             crate::config::PolicyKind::Lru => PolicyKind::Lru,
             crate::config::PolicyKind::Lfu => PolicyKind::Lfu,
+            crate::config::PolicyKind::Adaptive => PolicyKind::Adaptive,
         },
         threshold: storage.threshold,
         beta: storage.beta,

@@ -13,7 +13,7 @@ proptest! {
         seed in any::<u64>(),
         largest in 1usize..4,
         open in 1usize..12,
-        policy in 0usize..6,
+        policy in 0usize..7,
     ) {
         let setup =
             Setup { seed, blocks: 7, largest, spare: 0, open, tickets: 60, faults: 0, policy };
@@ -26,7 +26,7 @@ proptest! {
         largest in 1usize..4,
         spare in 0usize..6,
         open in 1usize..20,
-        policy in 0usize..6,
+        policy in 0usize..7,
     ) {
         let setup =
             Setup { seed, blocks: 9, largest, spare, open, tickets: 80, faults: 0, policy };

@@ -14,7 +14,7 @@ proptest! {
         spare in 0usize..5,
         open in 1usize..12,
         faults in 1usize..40,
-        policy in 0usize..6,
+        policy in 0usize..7,
     ) {
         let setup = Setup { seed, blocks: 8, largest, spare, open, tickets: 80, faults, policy };
         World::new(&setup).run();

@@ -78,11 +78,10 @@ impl World {
             slots: (setup.largest + setup.spare) as u32,
         });
         let seed = setup.seed;
-        let hierarchy = Hierarchy::with_policies(&classes, |_| match setup.policy {
-            kind @ 0..4 => {
-                PolicyConfig { every: 3, ..PolicyConfig::of(PolicyKind::ALL[kind]) }.build()
-            }
-            4 => Box::new(Random::new(seed)),
+        let hierarchy = Hierarchy::with_policies(&classes, |class| match setup.policy {
+            kind @ 0..5 => PolicyConfig { every: 3, ..PolicyConfig::of(PolicyKind::ALL[kind]) }
+                .build(class.slots),
+            5 => Box::new(Random::new(seed)),
             _ => Box::new(Liar(Rng(seed))),
         });
         let durable = PARTS.into_iter().filter(|part| part.is_durable());

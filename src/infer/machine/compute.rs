@@ -10,6 +10,7 @@ use crate::infer::forecast::Amounts;
 use crate::model::config::ModelConfig;
 use crate::model::family::Family;
 use crate::model::forward::{Forward, KvCache, KvType, Routes, Row, Tensors, matrix_shape};
+use crate::model::kernels::dispatch::dispatched;
 use crate::model::kernels::linear::{
     Activation, Activations, AlignedBytes, Encoding, ExpertWeights, GateUp, Matrix, OwnedMatrix,
     Work, expert, linear,
@@ -91,16 +92,26 @@ fn read(buffer: &[u8], work: &mut Work) -> Result<()> {
     let words = cast::<f32>(buffer)?;
     let all = AtomicU32::new(0);
     work.pool().run(words.len() / TASK, &|_, task| {
-        let mut lanes = [0u32; 32];
-        for words in words[task * TASK..(task + 1) * TASK].as_chunks::<32>().0 {
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                *lane ^= word.to_bits();
-            }
-        }
-        all.fetch_xor(lanes.iter().fold(0, |a, b| a ^ b), Ordering::Relaxed);
+        all.fetch_xor(joined(&words[task * TASK..(task + 1) * TASK]), Ordering::Relaxed);
     })?;
     std::hint::black_box(all.into_inner());
     Ok(())
+}
+
+dispatched! {
+    /// All words joined, in vectors as wide as there are: the least work that needs every byte.
+    fn joined(words: &[f32]) -> u32 = joined_body;
+}
+
+#[inline(always)]
+fn joined_body(words: &[f32]) -> u32 {
+    let mut lanes = [0u32; 64];
+    for words in words.as_chunks::<64>().0 {
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane ^= word.to_bits();
+        }
+    }
+    lanes.iter().fold(0, |a, b| a ^ b)
 }
 
 /// Bytes a second of one-row products with the buffer as matrices of `encoding`.

@@ -32,6 +32,19 @@ impl Routes {
         (&self.experts[range.clone()], &self.weights[range])
     }
 
+    /// The chosen experts, each once with the sum of its weights, the heaviest first.
+    pub fn by_weight(&self, into: &mut Vec<(f32, usize)>) {
+        into.clear();
+        into.extend(self.weights.iter().zip(&self.experts).map(|(w, e)| (*w, usize::from(*e))));
+        into.sort_unstable_by_key(|(_, expert)| *expert);
+        into.dedup_by(|next, kept| {
+            let same = next.1 == kept.1;
+            kept.0 += if same { next.0 } else { 0.0 };
+            same
+        });
+        into.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    }
+
     pub(super) fn clear(&mut self, top_k: usize) {
         self.top_k = top_k;
         self.experts.clear();
@@ -214,6 +227,15 @@ fn close_groups(scores: &mut [f32], groups: usize, keep: usize, best: &mut Vec<(
 mod tests {
     use super::*;
     use crate::model::kernels::linear::Activations;
+
+    #[test]
+    fn experts_are_ranked_by_what_all_rows_give_them() {
+        let routes =
+            Routes { top_k: 2, experts: vec![3, 1, 2, 3], weights: vec![0.4, 0.6, 0.7, 0.4] };
+        let mut ranked = Vec::new();
+        routes.by_weight(&mut ranked);
+        assert_eq!(ranked, [(0.8, 3), (0.7, 2), (0.6, 1)]);
+    }
 
     #[test]
     fn the_largest_come_first_and_ties_keep_their_order() {

@@ -9,12 +9,14 @@
 //! that should. Pinned and dirty blocks, budgets and write-back are not its business, so a bad
 //! policy costs time and never breaks a law. There is one policy object for each part.
 
+mod adaptive;
 mod lfu;
 mod lru;
 mod planned;
 mod random;
 mod se_moe;
 
+pub use adaptive::Adaptive;
 pub use lfu::Lfu;
 pub use lru::Lru;
 pub use planned::Planned;
@@ -68,10 +70,12 @@ pub enum PolicyKind {
     Lfu,
     /// Algorithm 2 of SE-MoE: hits with a threshold and decay.
     SeMoe,
+    /// `lfu` with the memory that would have missed least of late.
+    Adaptive,
 }
 
 impl PolicyKind {
-    pub const ALL: [Self; 4] = [Self::Planned, Self::Lru, Self::Lfu, Self::SeMoe];
+    pub const ALL: [Self; 5] = [Self::Planned, Self::Lru, Self::Lfu, Self::SeMoe, Self::Adaptive];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -79,6 +83,7 @@ impl PolicyKind {
             Self::Lru => "lru",
             Self::Lfu => "lfu",
             Self::SeMoe => "se-moe",
+            Self::Adaptive => "adaptive",
         }
     }
 }
@@ -107,9 +112,9 @@ pub struct PolicyConfig {
     pub kind: PolicyKind,
     /// `se-moe`: a block with fewer hits has not had its chance yet and leaves only if all are so.
     pub threshold: f64,
-    /// `se-moe` and `lfu`: hits are multiplied by this, in (0, 1] ...
+    /// `se-moe`, `lfu` and `adaptive`: hits are multiplied by this, in (0, 1] ...
     pub beta: f64,
-    /// ... every so many accesses to blocks of the part.
+    /// ... every so many accesses to blocks of the part (`adaptive` finds that number).
     pub every: u64,
 }
 
@@ -120,9 +125,9 @@ impl Default for PolicyConfig {
 }
 
 impl PolicyConfig {
-    /// What keeps most in steady decoding: uses of the last few dozen tokens decide.
+    /// For decoding, where texts differ in how long their habits last.
     pub fn for_decoding() -> Self {
-        Self { kind: PolicyKind::Lfu, every: 4096, ..Self::default() }
+        Self { kind: PolicyKind::Adaptive, every: 2048, ..Self::default() }
     }
 
     /// `kind` with the default parameters.
@@ -147,12 +152,13 @@ impl PolicyConfig {
         Ok(())
     }
 
-    /// A fresh policy, for one part.
-    pub fn build(&self) -> Box<dyn Policy> {
+    /// A fresh policy, for one part that has `slots`.
+    pub fn build(&self, slots: u32) -> Box<dyn Policy> {
         match self.kind {
             PolicyKind::Planned => Box::new(Planned::default()),
             PolicyKind::Lru => Box::new(Lru::default()),
             PolicyKind::Lfu => Box::new(Lfu::new(self.beta, self.every)),
+            PolicyKind::Adaptive => Box::new(Adaptive::new(slots, self.beta)),
             PolicyKind::SeMoe => Box::new(SeMoe::new(self.threshold, self.beta, self.every)),
         }
     }
@@ -171,7 +177,7 @@ mod tests {
         for kind in PolicyKind::ALL {
             assert_eq!(kind.name().parse::<PolicyKind>().unwrap(), kind);
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
-            assert_eq!(PolicyConfig::of(kind).build().name(), kind.name());
+            assert_eq!(PolicyConfig::of(kind).build(20).name(), kind.name());
         }
         let refused = "belady".parse::<PolicyKind>().unwrap_err().to_string();
         assert!(refused.contains("planned, lru"), "{refused}");
@@ -190,7 +196,7 @@ mod tests {
     #[test]
     fn every_policy_gives_up_exactly_what_is_offered() {
         let random: Box<dyn Policy> = Box::new(Random::new(7));
-        let named = PolicyKind::ALL.map(|kind| PolicyConfig::of(kind).build());
+        let named = PolicyKind::ALL.map(|kind| PolicyConfig::of(kind).build(20));
         for mut policy in named.into_iter().chain([random]) {
             for expert in 0..20 {
                 policy.accessed(block(expert));
@@ -212,7 +218,7 @@ mod tests {
     #[test]
     fn speculative_loads_push_out_only_what_is_needed_later() {
         let random: Box<dyn Policy> = Box::new(Random::new(7));
-        let named = PolicyKind::ALL.map(|kind| PolicyConfig::of(kind).build());
+        let named = PolicyKind::ALL.map(|kind| PolicyConfig::of(kind).build(20));
         for mut policy in named.into_iter().chain([random]) {
             for expert in 0..4 {
                 policy.accessed(block(expert));

@@ -100,10 +100,10 @@ pub fn compare(trace: &Trace, config: &PolicyConfig, scale: f64) -> Result<Compa
     let mut rows = Vec::new();
     for kind in PolicyKind::ALL {
         let config = PolicyConfig { kind, ..config.clone() };
-        rows.push(row(trace, &classes, kind.name(), None, || config.build())?);
+        rows.push(row(trace, &classes, kind.name(), None, |class| config.build(class.slots))?);
     }
     let future = next_reads(trace);
-    rows.push(row(trace, &classes, "belady", Some(&future), || Box::new(Planned::default()))?);
+    rows.push(row(trace, &classes, "belady", Some(&future), |_| Box::new(Planned::default()))?);
     Ok(Comparison { classes, rows })
 }
 
@@ -112,12 +112,12 @@ fn row(
     classes: &[SlotClass],
     name: &str,
     future: Option<&[u64]>,
-    build: impl Fn() -> Box<dyn Policy>,
+    build: impl Fn(&SlotClass) -> Box<dyn Policy>,
 ) -> Result<Row> {
     let mut total = Counts::default();
     let mut parts = Vec::new();
     for class in classes {
-        let mut cache = Cache::new(*class, build());
+        let mut cache = Cache::new(*class, build(class));
         cache.serve(trace, future)?;
         total.add(&cache.counts);
         parts.push((class.part, cache.counts));

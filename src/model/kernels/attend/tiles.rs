@@ -32,8 +32,8 @@ pub fn most(level: Level) -> usize {
 }
 
 for_level! {
-    unsafe fn scores_on(call: &mut Scores<'_>) = Floats scores<()>;
-    unsafe fn weighted_on(call: &mut Weighted<'_>) = Floats weighted<()>;
+    unsafe fn scores_on(call: &mut Scores<'_>) = Floats scores;
+    unsafe fn weighted_on(call: &mut Weighted<'_>) = Floats weighted;
 }
 
 impl Scores<'_> {
@@ -59,7 +59,7 @@ impl Weighted<'_> {
 }
 
 #[inline(always)]
-unsafe fn scores<S: Floats, C>(call: &mut Scores<'_>) {
+unsafe fn scores<S: Floats>(call: &mut Scores<'_>) {
     // SAFETY: the caller's.
     unsafe {
         match call.queries {
@@ -92,7 +92,7 @@ unsafe fn score<S: Floats, const R: usize>(call: &mut Scores<'_>) {
 }
 
 #[inline(always)]
-unsafe fn weighted<S: Floats, C>(call: &mut Weighted<'_>) {
+unsafe fn weighted<S: Floats>(call: &mut Weighted<'_>) {
     // SAFETY: the caller's.
     unsafe {
         match call.queries {

@@ -121,6 +121,10 @@ pub(super) unsafe fn run(level: Level, encoding: Encoding, call: &Call) {
 
 #[inline(always)]
 unsafe fn rows<S: Bytes, B: Blocks>(call: &Call) {
+    if call.n == 1 {
+        // SAFETY: as below.
+        return unsafe { streams::<S, B>(call) };
+    }
     let mut from = call.from;
     while from < call.to {
         let to = (from + PANEL).min(call.to);
@@ -128,11 +132,13 @@ unsafe fn rows<S: Bytes, B: Blocks>(call: &Call) {
         while c < call.n {
             // SAFETY: the caller's: rows from..to of W and c.. of x exist.
             unsafe {
-                match call.n - c {
-                    1 => panel::<S, B, 1>(call, from, to, c),
-                    2 => panel::<S, B, 2>(call, from, to, c),
-                    3 => panel::<S, B, 3>(call, from, to, c),
-                    _ => panel::<S, B, 4>(call, from, to, c),
+                for m in from..to {
+                    match call.n - c {
+                        1 => outputs::<S, B, 1, 1>(call, [m], c),
+                        2 => outputs::<S, B, 1, 2>(call, [m], c),
+                        3 => outputs::<S, B, 1, 3>(call, [m], c),
+                        _ => outputs::<S, B, 1, 4>(call, [m], c),
+                    }
                 }
             }
             c += 4;
@@ -141,23 +147,38 @@ unsafe fn rows<S: Bytes, B: Blocks>(call: &Call) {
     }
 }
 
-/// Rows `from..to` of W times C rows of x.
+/// One row of x: two rows of W at a time, from the two halves of the range, so that memory is read in
+/// two long streams.
 #[inline(always)]
-unsafe fn panel<S: Bytes, B: Blocks, const C: usize>(
+unsafe fn streams<S: Bytes, B: Blocks>(call: &Call) {
+    let half = (call.to - call.from) / 2;
+    for m in call.from..call.from + half {
+        // SAFETY: the caller's.
+        unsafe { outputs::<S, B, 2, 1>(call, [m, m + half], 0) }
+    }
+    for m in call.from + 2 * half..call.to {
+        // SAFETY: the caller's.
+        unsafe { outputs::<S, B, 1, 1>(call, [m], 0) }
+    }
+}
+
+/// R rows of W times C rows of x.
+#[inline(always)]
+unsafe fn outputs<S: Bytes, B: Blocks, const R: usize, const C: usize>(
     call: &Call,
-    from: usize,
-    to: usize,
+    rows: [usize; R],
     c: usize,
 ) {
     let x = call.x.at(c);
     let whole = call.k / SUPER;
-    for m in from..to {
-        // SAFETY: the caller's; a stretch that ends early is copied beside zeros.
-        unsafe {
-            let w = call.w.add(m * call.row_bytes);
-            let aux = call.aux.wrapping_add(m * call.aux_stride);
-            let mut sums = Sums::<S, C> { scaled: [[S::zero_f(); 2]; C], offset: [S::zero_f(); C] };
-            for s in 0..whole {
+    // SAFETY: the caller's; a stretch that ends early is copied beside zeros.
+    unsafe {
+        let w = rows.map(|m| call.w.add(m * call.row_bytes));
+        let aux = rows.map(|m| call.aux.wrapping_add(m * call.aux_stride));
+        let zero = || Sums::<S, C> { scaled: [[S::zero_f(); 2]; C], offset: [S::zero_f(); C] };
+        let mut sums = rows.map(|_| zero());
+        for s in 0..whole {
+            for ((w, aux), sums) in w.iter().zip(&aux).zip(&mut sums) {
                 let w = w.add(s * B::BYTES);
                 let mut ahead = AHEAD;
                 while ahead < AHEAD + B::BYTES {
@@ -165,12 +186,14 @@ unsafe fn panel<S: Bytes, B: Blocks, const C: usize>(
                     ahead += 64;
                 }
                 let aux = aux.wrapping_add(s * B::AUX);
-                B::step::<S, C>(w, aux, aux.wrapping_add(call.aux_second), &x, s, &mut sums);
+                B::step::<S, C>(w, aux, aux.wrapping_add(call.aux_second), &x, s, sums);
             }
+        }
+        for (((m, w), aux), sums) in rows.iter().zip(&w).zip(&aux).zip(&mut sums) {
             if whole * SUPER < call.k {
-                tail::<S, B, C>(call, w, aux, &x, whole, &mut sums);
+                tail::<S, B, C>(call, *w, *aux, &x, whole, sums);
             }
-            finish::<S, B, C>(call, m, c, &sums);
+            finish::<S, B, C>(call, *m, c, sums);
         }
     }
 }

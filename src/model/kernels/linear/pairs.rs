@@ -5,6 +5,8 @@
 //! of an output's accumulator sums columns 2l and 2l + 1 modulo 32, in order; the lanes are added in a
 //! tree; blocks are added in order.
 
+#![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
+
 use super::simd::pairs::{PAIRED, dot, load, load_part, sum, zero};
 
 /// Columns of a block: four rows of W and of x are in the first-level cache, half a row apart.

@@ -138,14 +138,14 @@ fn detect() -> Level {
     Level::Portable
 }
 
-/// Defines `unsafe fn $name(level, args)` that runs `$body::<S, $codec>` compiled for the
+/// Defines `unsafe fn $name(level, args)` that runs `$body::<S, $codec>` (or `$body::<S>`) compiled for the
 /// instruction set that `level` names, where S is its implementation of `$set`.
 macro_rules! for_level {
     (@wide Floats) => { $crate::model::kernels::linear::simd::Avx512 };
     (@wide Bytes) => { $crate::model::kernels::linear::simd::Avx2::<false> };
     (@vnni Floats) => { $crate::model::kernels::linear::simd::Avx512 };
     (@vnni Bytes) => { $crate::model::kernels::linear::simd::Avx2::<true> };
-    ($(unsafe fn $name:ident($arg:ident: $ty:ty) = $set:ident $body:ident<$codec:ty>;)*) => {$(
+    ($(unsafe fn $name:ident($arg:ident: $ty:ty) = $set:ident $body:ident$(<$codec:ty>)?;)*) => {$(
         unsafe fn $name(level: $crate::model::kernels::linear::simd::Level, $arg: $ty) {
             use $crate::model::kernels::linear::simd::Level;
             #[cfg(target_arch = "x86_64")]
@@ -155,17 +155,17 @@ macro_rules! for_level {
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
                 fn vnni($arg: $ty) {
                     // SAFETY: the features are on; the rest is the caller's.
-                    unsafe { $body::<for_level!(@vnni $set), $codec>($arg) }
+                    unsafe { $body::<for_level!(@vnni $set) $(, $codec)?>($arg) }
                 }
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
                 fn wide($arg: $ty) {
                     // SAFETY: as above.
-                    unsafe { $body::<for_level!(@wide $set), $codec>($arg) }
+                    unsafe { $body::<for_level!(@wide $set) $(, $codec)?>($arg) }
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($arg: $ty) {
                     // SAFETY: as above.
-                    unsafe { $body::<Avx2<false>, $codec>($arg) }
+                    unsafe { $body::<Avx2<false> $(, $codec)?>($arg) }
                 }
                 match level {
                     // SAFETY: the level says that the processor has the features.
@@ -178,7 +178,7 @@ macro_rules! for_level {
                 }
             }
             // SAFETY: every processor has the portable operations; the rest is the caller's.
-            unsafe { $body::<$crate::model::kernels::linear::simd::Portable, $codec>($arg) }
+            unsafe { $body::<$crate::model::kernels::linear::simd::Portable $(, $codec)?>($arg) }
         }
     )*};
 }

@@ -36,9 +36,9 @@ pub unsafe fn load_part(p: *const u8, len: usize) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-    // SAFETY: vectors of the same bits.
-    let (a, b) = unsafe { (std::mem::transmute(a), std::mem::transmute(b)) };
-    _mm512_dpbf16_ps(acc, a, b)
+    // SAFETY: any bits are numbers.
+    let bf16 = |v| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) };
+    _mm512_dpbf16_ps(acc, bf16(a), bf16(b))
 }
 
 /// The lanes added in a tree.
