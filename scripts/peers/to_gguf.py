@@ -17,13 +17,14 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 folder, out = Path(sys.argv[1]), sys.argv[2]
 config = json.loads((folder / "config.json").read_text())
 layers, experts = config["num_hidden_layers"], config["num_experts"]
-index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+index = folder / "model.safetensors.index.json"
+index = json.loads(index.read_text())["weight_map"] if index.exists() else {}
 headers = {}
 
 
 def raw(name):
     """A tensor's bf16 as u16, mapped."""
-    path = folder / index[name]
+    path = folder / index.get(name, "model.safetensors")
     if path not in headers:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")

@@ -13,6 +13,9 @@ use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
+/// Most prompts that are read to bring every expert into memory.
+const FILLS: u64 = 16;
+
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(flatten)]
@@ -83,6 +86,7 @@ impl BenchArgs {
         }
         let mut generator = Generator::open(&self.model.options(1)?)?;
         announce(&generator)?;
+        self.fill(&mut generator)?;
         let mut rows = Vec::new();
         for length in self.prompts.iter().copied().filter(|length| *length > 0) {
             let passes = self.median(&mut generator, length, 0)?;
@@ -118,6 +122,26 @@ impl BenchArgs {
                 settings: &settings,
             };
             output::write_json(path, &report)?;
+        }
+        Ok(())
+    }
+
+    /// Reads prompts until every expert is in memory, where all have room: what is measured then is a
+    /// resident model.
+    fn fill(&self, generator: &mut Generator) -> Result<()> {
+        let effective = &generator.settings().effective;
+        if effective.slots < effective.blocks {
+            return Ok(());
+        }
+        let (length, vocab) =
+            (effective.chunk.min(effective.context - 1), generator.config().vocab);
+        for nth in 0..FILLS {
+            let text = draws(!nth, length.max(1), vocab as u64);
+            let job = generator.job(text, Sampling::greedy(), 0);
+            generator.run(vec![job], |_| Ok(()))?;
+            if generator.take_figures()?.prompt.misses == 0 {
+                break;
+            }
         }
         Ok(())
     }

@@ -188,8 +188,12 @@ impl fmt::Display for Settings {
         writeln!(f, "  io        {io}")?;
         writeln!(
             f,
-            "  numbers   weights {}, activations {activations}, keys and values {kv}",
+            "  numbers   weights {}, activations {}, keys and values {kv}",
             weights.join(" + "),
+            match *activations {
+                "f32" => "f32",
+                _ => "f32, rounded to bf16 for bf16 weights",
+            },
         )?;
         write!(
             f,

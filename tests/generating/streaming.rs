@@ -7,6 +7,10 @@ use semoe::infer::generator::Generator;
 use semoe::infer::options::Options;
 use semoe::infer::sampler::Sampling;
 use semoe::infer::session::Said;
+use semoe::model::config::{ModelConfig, Precision};
+use semoe::model::family::Family;
+use semoe::model::kernels::linear::Activations;
+use semoe::model::random::{Draw, write};
 use semoe::storage::disk::{DirectChoice, EngineChoice};
 use semoe::storage::policy::{PolicyConfig, PolicyKind};
 
@@ -28,6 +32,40 @@ fn texts_made_together_are_those_made_alone_while_evicting() {
             let (together, figures) = generate(&few, &prompts, sampling, 12).unwrap();
             assert_eq!(together, alone, "{slots} slots, {sequences} at once");
             assert!(figures.decode.misses > 0, "nothing was evicted: {figures:?}");
+        }
+    }
+}
+
+/// As fixtures are in f32: a checkpoint in bf16, with what activations the processor likes best and
+/// with f32.
+#[test]
+fn in_bf16_neither_budget_nor_chunks_nor_company_change_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = ModelConfig {
+        vocab: 128,
+        hidden: 96,
+        layers: 3,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 24,
+        experts: 8,
+        top_k: 2,
+        expert_width: 80,
+        max_position: 128,
+        ..ModelConfig::of_family(Family::Olmoe)
+    };
+    write(folder.path(), &config, &Draw::default(), Precision::Bf16, 1 << 30, |_, _| ()).unwrap();
+    let prompts = prompts(2);
+    for activations in [Activations::best(), Activations::F32] {
+        let base =
+            Options { activations: Some(activations), sequences: 2, ..Options::new(folder.path()) };
+        let make = |options: &Options| generate(options, &prompts, Sampling::greedy(), 24).unwrap();
+        let (expected, _) = make(&base);
+        for (slots, chunk, sequences) in [(Some(1), 512, 2), (Some(3), 5, 1), (None, 1, 2)] {
+            let options = Options { slots, chunk, sequences, ..base.clone() };
+            let (texts, figures) = make(&options);
+            assert_eq!(texts, expected, "{activations:?} {slots:?} {chunk} {sequences}");
+            assert_eq!(slots.is_some(), figures.decode.misses > 8, "{figures:?}");
         }
     }
 }
