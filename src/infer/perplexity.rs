@@ -66,7 +66,7 @@ pub fn perplexity(
     Ok(found)
 }
 
-/// −ln softmax(logits)[token].
+/// `−ln softmax(logits)[token]`.
 fn surprise(logits: &[f32], token: usize) -> f64 {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
