@@ -12,9 +12,10 @@ readahead=/sys/block/$device/queue/read_ahead_kb
 if [ -w "$readahead" ]; then
     undo+=("echo $(cat "$readahead") >$readahead")
     echo 128 >"$readahead"
+    echo "of 128 KiB" >"$work/readahead"
 else
     say "the readahead of $device cannot be set; the report says so"
-    readahead=
+    echo "that could not be set" >"$work/readahead"
 fi
 
 say "generating the checkpoint and its GGUF files"

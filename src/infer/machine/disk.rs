@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Bytes of a request: from a matrix of a small expert to the largest that a generator makes.
 const BLOCKS: [u64; 3] = [16 << 10, 128 << 10, 1 << 20];
-/// Requests with the device at a time; a generator keeps at most 16.
+/// Requests with the device at a time; a generator keeps 16, unless asked otherwise.
 const DEPTHS: [u32; 3] = [1, 4, 16];
 /// The file that is read: as large as this, as a quarter of what is free, or as what can be
 /// written in its time.
