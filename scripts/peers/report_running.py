@@ -60,7 +60,8 @@ The checkpoint: `semoe random-checkpoint`, OLMoE-1B-7B's shape. bf16 is {gb(size
 ({gb(sizes['Q8_0'])}) and Q4_0 ({gb(sizes['Q4_0'])}) are llama.cpp's quantisations of it, and both
 programs read the same file; in bf16 semoe reads the safetensors and llama.cpp a GGUF file of the same
 tensors. "4 GiB" is a memory cgroup around the whole process; llama.cpp maps its file, with a
-readahead of {Path('/sys/block/vda/queue/read_ahead_kb').read_text().strip() if Path('/sys/block/vda').exists() else '128'} KiB. Prompts are tokens drawn at random, decoding takes 64 of the likeliest tokens after one.
+readahead {(work / 'readahead').read_text().strip()}. Prompts are tokens drawn at random, decoding
+takes 64 of the likeliest tokens after one.
 The page cache was empty before each run. What stays in memory was filled with prompts first; every test
 ran once to warm up and then up to three times, of which the median counts. Figures beside decoding: bytes read a token, share of experts found in memory, share
 of the time in which the disk was reading.

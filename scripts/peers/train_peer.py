@@ -101,8 +101,6 @@ def deepspeed_step(folder, batch, layers):
     settings = {
         "train_micro_batch_size_per_gpu": batch,
         "bf16": {"enabled": True},
-        # Gradients wait in memory until the optimizer's turn, whatever is offloaded.
-        "data_types": {"grad_accum_dtype": "bf16"},
         "optimizer": {
             "type": "AdamW",
             "params": {"lr": 3e-4, "weight_decay": 0.1},
@@ -113,14 +111,14 @@ def deepspeed_step(folder, batch, layers):
             "offload_param": {
                 "device": "nvme",
                 "nvme_path": folder,
-                "buffer_count": 4,
+                "buffer_count": 6,
                 "buffer_size": largest,
                 "pin_memory": False,
             },
             "offload_optimizer": {
                 "device": "nvme",
                 "nvme_path": folder,
-                "buffer_count": 4,
+                "buffer_count": 5,
                 "pin_memory": False,
                 "pipeline_read": False,
                 "pipeline_write": False,
