@@ -82,6 +82,7 @@ impl Options {
         if self.slots == Some(0) {
             return Err(Error::config("slots must be at least 1"));
         }
+        self.activations.map_or(Ok(()), Activations::check)?;
         self.policy.check()?;
         self.io.validate()
     }

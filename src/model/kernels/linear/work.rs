@@ -40,6 +40,19 @@ impl Activations {
         if level() >= Level::Avx512Bf16 { Self::Bf16 } else { Self::F32 }
     }
 
+    /// Whether this processor has the products.
+    ///
+    /// # Errors
+    /// `Config` for bf16 where it has none.
+    pub fn check(self) -> Result<()> {
+        if self == Self::F32 || Self::best() == Self::Bf16 {
+            return Ok(());
+        }
+        let text = "this processor has no products of bf16 pairs (AVX-512 BF16): activations must \
+                    be f32";
+        Err(Error::config(text))
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -52,16 +65,12 @@ impl Work {
     /// `threads` threads, the caller's included.
     ///
     /// # Errors
-    /// As [`Pool::new`]; `Config` for bf16 activations where the processor has no products of them.
+    /// As [`Pool::new`] and [`Activations::check`].
     pub fn new(threads: usize, activations: Activations) -> Result<Self> {
+        activations.check()?;
         let level = match activations {
             Activations::F32 => level().min(Level::Avx512Vnni),
-            Activations::Bf16 if level() >= Level::Avx512Bf16 => level(),
-            Activations::Bf16 => {
-                let text = "this processor has no products of bf16 pairs (AVX-512 BF16): \
-                            activations must be f32";
-                return Err(Error::config(text));
-            }
+            Activations::Bf16 => level(),
         };
         Ok(Self { pool: Pool::new(threads)?, level, scratch: Scratch::default() })
     }
