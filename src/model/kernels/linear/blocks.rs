@@ -290,7 +290,7 @@ impl Blocks for Q4K {
 
 /// The eight 6-bit scales and minimums, a byte each, from their 12 bytes.
 #[inline(always)]
-fn q4k_scales([a, b, c]: [u32; 3]) -> (u64, u64) {
+pub(super) fn q4k_scales([a, b, c]: [u32; 3]) -> (u64, u64) {
     let (a, b, c) = (u32::from_le(a), u32::from_le(b), u32::from_le(c));
     let high = |word: u32| ((word >> 6) & 0x0303_0303) << 4;
     let scales = (a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | high(a));

@@ -3,8 +3,11 @@
 //! Rounding is symmetric: q = round(127 x / max|x|) over a group. A row that holds a number that
 //! is not finite gives results that are not finite.
 
+use super::aligned::Aligned;
 use super::encoding::{Encoding, SUPER};
 use super::pool::{Disjoint, Pool};
+#[cfg(target_arch = "x86_64")]
+use super::sets;
 use super::simd::Level;
 use super::work::sized;
 use crate::base::Result;
@@ -17,6 +20,8 @@ pub(super) const K_BLOCK: usize = 512;
 pub(super) const K_STRIDE: usize = K_BLOCK + 16;
 /// bf16 columns of a vector, and between the ends of two rows: they begin on different cache sets.
 const PAIR_PADDING: usize = 32;
+/// Columns of which sums are kept.
+const SIXTEEN: usize = 16;
 /// Zeros that follow a row's group scales: kernels read eight at a time.
 const GROUP_PADDING: usize = 8;
 /// From this many rows on the threads share the work.
@@ -32,18 +37,27 @@ pub(super) enum Form {
     Pairs,
     /// int8, with a scale for each group of this many columns.
     Groups(usize),
+    /// As `Groups`, as the kernels of [`super::sets`] take them.
+    #[cfg(target_arch = "x86_64")]
+    Sets { group: usize, bias: i32, layout: sets::Layout },
 }
 
 impl Form {
     pub fn of(encoding: Encoding, level: Level) -> Self {
-        match encoding {
-            Encoding::Bf16 if level >= Level::Avx512Bf16 => Self::Pairs,
-            Encoding::F32 | Encoding::F16 | Encoding::Bf16 | Encoding::Fp8 => Self::Blocks,
-            Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 => Self::Groups(32),
-            Encoding::Q4K | Encoding::Q6K => Self::Groups(SUPER),
-            Encoding::Int8 => Self::Groups(128),
-            Encoding::Int4 { group } => Self::Groups(group as usize),
+        let group = match encoding {
+            Encoding::Bf16 if level >= Level::Avx512Bf16 => return Self::Pairs,
+            Encoding::F32 | Encoding::F16 | Encoding::Bf16 | Encoding::Fp8 => return Self::Blocks,
+            Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 => 32,
+            Encoding::Q4K | Encoding::Q6K => SUPER,
+            Encoding::Int8 => 128,
+            Encoding::Int4 { group } => group as usize,
+        };
+        #[cfg(target_arch = "x86_64")]
+        if level >= Level::Avx512Vnni {
+            let (bias, layout) = (sets::bias(encoding), sets::layout(encoding));
+            return Self::Sets { group, bias, layout };
         }
+        Self::Groups(group)
     }
 }
 
@@ -54,17 +68,22 @@ pub(super) struct Input {
     pub rows: usize,
     pub cols: usize,
     /// `Blocks`: [⌈K/512⌉, N, K_STRIDE], zeros after the last column.
-    pub blocks: Vec<f32>,
+    pub blocks: Aligned<f32>,
     /// `Pairs`: bf16 [N, `pair_stride`], zeros after the last column.
-    pub pairs: Vec<u16>,
+    pub pairs: Aligned<u16>,
     pub pair_stride: usize,
     /// `Groups`: int8 [N, `q_stride`], zeros after the last column.
-    pub q: Vec<i8>,
-    /// Scale of each group [N, `d_stride`], and scale · Σ q.
-    pub d: Vec<f32>,
-    pub sums: Vec<f32>,
+    pub q: Aligned<i8>,
+    /// Scale of each group [N, `d_stride`], and scale · Σ q; `Sets`: of each set.
+    pub d: Aligned<f32>,
+    pub sums: Aligned<f32>,
     /// Σ q of 16 columns [N, `q_stride` / 16].
-    pub sums16: Vec<i16>,
+    pub sums16: Aligned<i16>,
+    /// `Sets`: −bias · Σ q of each set [N, `d_stride`].
+    pub bias: Aligned<i32>,
+    /// `Sets`, where there are many rows: the same for eight rows together.
+    #[cfg(target_arch = "x86_64")]
+    pub eights: Vec<sets::Meeting>,
     pub q_stride: usize,
     pub d_stride: usize,
 }
@@ -77,13 +96,15 @@ impl Input {
             Form::Blocks => self.take_blocks(x_nk, pool),
             Form::Pairs => self.take_pairs(x_nk, pool),
             Form::Groups(group) => self.take_groups(group, x_nk, pool),
+            #[cfg(target_arch = "x86_64")]
+            Form::Sets { group, bias, layout } => self.take_sets(group, bias, layout, x_nk, pool),
         }
     }
 
     fn take_blocks(&mut self, x_nk: &[f32], pool: &mut Pool) -> Result<()> {
         let (rows, cols) = (self.rows, self.cols);
         let len = cols.div_ceil(K_BLOCK) * rows * K_STRIDE;
-        let blocks = Disjoint::new(sized(&mut self.blocks, len));
+        let blocks = Disjoint::new(self.blocks.sized(len)?);
         each_row(rows, pool, &|n| {
             for (b, x) in x_nk[n * cols..(n + 1) * cols].chunks(K_BLOCK).enumerate() {
                 // SAFETY: row n of block b belongs to this call alone.
@@ -99,7 +120,7 @@ impl Input {
         let (rows, cols) = (self.rows, self.cols);
         let stride = cols.next_multiple_of(PAIR_PADDING) + PAIR_PADDING;
         self.pair_stride = stride;
-        let pairs = Disjoint::new(sized(&mut self.pairs, rows * stride));
+        let pairs = Disjoint::new(self.pairs.sized(rows * stride)?);
         each_row(rows, pool, &|n| {
             // SAFETY: row n belongs to this call alone.
             let out = unsafe { pairs.range(n * stride, stride) };
@@ -112,10 +133,10 @@ impl Input {
         let q_stride = cols.next_multiple_of(SUPER);
         let d_stride = q_stride / group + GROUP_PADDING;
         (self.q_stride, self.d_stride) = (q_stride, d_stride);
-        let q = Disjoint::new(sized(&mut self.q, rows * q_stride));
-        let d = Disjoint::new(sized(&mut self.d, rows * d_stride));
-        let sums = Disjoint::new(sized(&mut self.sums, rows * d_stride));
-        let sums16 = Disjoint::new(sized(&mut self.sums16, rows * q_stride / 16));
+        let q = Disjoint::new(self.q.sized(rows * q_stride)?);
+        let d = Disjoint::new(self.d.sized(rows * d_stride)?);
+        let sums = Disjoint::new(self.sums.sized(rows * d_stride)?);
+        let sums16 = Disjoint::new(self.sums16.sized(rows * q_stride / 16)?);
         each_row(rows, pool, &|n| {
             // SAFETY: row n of each belongs to this call alone.
             let (q, d, sums, sums16) = unsafe {
@@ -128,6 +149,65 @@ impl Input {
             };
             round_row(group, &x_nk[n * cols..(n + 1) * cols], q, d, sums, sums16);
         })
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn take_sets(
+        &mut self,
+        group: usize,
+        bias: i32,
+        layout: sets::Layout,
+        x_nk: &[f32],
+        pool: &mut Pool,
+    ) -> Result<()> {
+        let (rows, cols) = (self.rows, self.cols);
+        let padded = cols.next_multiple_of(SUPER);
+        // Rows begin on different cache sets.
+        let (q_stride, d_stride) = (padded + 64, padded / SIXTEEN + 16);
+        (self.q_stride, self.d_stride) = (q_stride, d_stride);
+        let q = Disjoint::new(self.q.sized(rows * q_stride)?);
+        let d = Disjoint::new(self.d.sized(rows * d_stride)?);
+        let sums = Disjoint::new(self.sums.sized(rows * d_stride)?);
+        let biases = Disjoint::new(self.bias.sized(rows * d_stride)?);
+        each_row(rows, pool, &|n| {
+            let (at, len) = (n * d_stride, padded / SIXTEEN);
+            // SAFETY: row n of each belongs to this call alone; the form is of a processor that has
+            // AVX-512 with VNNI.
+            unsafe {
+                let out = sets::Rounded {
+                    q: q.range(n * q_stride, padded),
+                    d: d.range(at, len),
+                    sums: sums.range(at, len),
+                    bias: biases.range(at, len),
+                };
+                sets::round(group, bias, layout, &x_nk[n * cols..(n + 1) * cols], out);
+            }
+        })?;
+        if rows < sets::many(layout) {
+            return Ok(());
+        }
+        let (all, len) = (self.in_sets(), padded / SIXTEEN);
+        let eights = Disjoint::new(sized(&mut self.eights, rows.div_ceil(sets::COLUMNS) * len));
+        pool.run(rows.div_ceil(sets::COLUMNS), &|_, eight| {
+            let first = eight * sets::COLUMNS;
+            let n = (rows - first).min(sets::COLUMNS);
+            // SAFETY: these eight rows belong to this call alone, and were rounded.
+            unsafe { sets::join(layout, n, &all.at(first, 0), eights.range(eight * len, len)) }
+        })
+    }
+
+    /// The rows as `Sets`' kernels take them.
+    #[cfg(target_arch = "x86_64")]
+    pub fn in_sets(&self) -> sets::Rows {
+        sets::Rows {
+            q: self.q.as_ptr(),
+            d: self.d.as_ptr(),
+            bias: self.bias.as_ptr(),
+            sums: self.sums.as_ptr(),
+            q_stride: self.q_stride,
+            d_stride: self.d_stride,
+            eights: self.eights.as_ptr(),
+        }
     }
 }
 
@@ -168,28 +248,39 @@ fn round_body(
     sums: &mut [f32],
     sums16: &mut [i16],
 ) {
-    // Adding it leaves the nearest integer in the low bits of the significand.
-    const SHIFT: f32 = 12_582_912.0;
-    // Below this 127 / max overflows; such a group is zero beside any other.
-    const TINY: f32 = 1e-30;
     let groups = x.len().div_ceil(group);
     q[x.len()..].fill(0);
     d[groups..].fill(0.0);
     sums[groups..].fill(0.0);
     for ((x, q), d) in x.chunks(group).zip(q.chunks_mut(group)).zip(&mut *d) {
-        // As integers, so that NaN is the largest of all.
-        let bits = x.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
-        let most = f32::from_bits(bits);
-        let factor = if most > TINY { 127.0 / most } else { 0.0 };
-        *d = if most.is_finite() { most / 127.0 } else { f32::NAN };
-        for (q, x) in q.iter_mut().zip(x) {
-            *q = (x * factor + SHIFT).to_bits() as i8;
-        }
+        *d = round_group(x, q);
     }
-    for (sum, q) in sums16.iter_mut().zip(q.as_chunks::<16>().0) {
-        *sum = q.iter().map(|q| i16::from(*q)).sum();
+    for (sum, q) in sums16.iter_mut().zip(q.as_chunks::<SIXTEEN>().0) {
+        *sum = sum_of(q);
     }
-    for ((sum, d), sixteens) in sums.iter_mut().zip(&*d).zip(sums16.chunks(group / 16)) {
+    for ((sum, d), sixteens) in sums.iter_mut().zip(&*d).zip(sums16.chunks(group / SIXTEEN)) {
         *sum = d * sixteens.iter().map(|s| i32::from(*s)).sum::<i32>() as f32;
     }
+}
+
+#[inline(always)]
+fn sum_of(q: &[i8; SIXTEEN]) -> i16 {
+    q.iter().map(|q| i16::from(*q)).sum()
+}
+
+/// Rounds a group; its scale.
+#[inline(always)]
+pub(super) fn round_group(x: &[f32], q: &mut [i8]) -> f32 {
+    // Adding it leaves the nearest integer in the low bits of the significand.
+    const SHIFT: f32 = 12_582_912.0;
+    // Below this 127 / max overflows; such a group is zero beside any other.
+    const TINY: f32 = 1e-30;
+    // As integers, so that NaN is the largest of all.
+    let bits = x.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
+    let most = f32::from_bits(bits);
+    let factor = if most > TINY { 127.0 / most } else { 0.0 };
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = (x * factor + SHIFT).to_bits() as i8;
+    }
+    if most.is_finite() { most / 127.0 } else { f32::NAN }
 }

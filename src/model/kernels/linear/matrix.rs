@@ -1,5 +1,6 @@
 //! Encoded matrices: borrowed views, and one that owns its bytes.
 
+use super::aligned::AlignedBytes;
 use super::encoding::Encoding;
 use crate::base::{Error, Result};
 
@@ -111,66 +112,6 @@ impl Vector<'_> {
     /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.data.is_empty()
-    }
-}
-
-/// Memory that begins on 64 bytes.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-/// Bytes that begin on 64 bytes, zero at first.
-pub struct AlignedBytes {
-    lines: Vec<Line>,
-    len: usize,
-}
-
-impl AlignedBytes {
-    pub fn zeroed(len: usize) -> Self {
-        Self { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
-    }
-
-    pub fn copy_of(bytes: &[u8]) -> Self {
-        let mut copy = Self::zeroed(bytes.len());
-        copy.copy_from_slice(bytes);
-        copy
-    }
-}
-
-impl std::ops::Deref for AlignedBytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.lines.as_flattened_bytes()[..self.len]
-    }
-}
-
-impl std::ops::DerefMut for AlignedBytes {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        let len = self.len;
-        &mut self.lines.as_flattened_bytes_mut()[..len]
-    }
-}
-
-impl std::fmt::Debug for AlignedBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AlignedBytes({})", self.len)
-    }
-}
-
-/// Lines as the bytes that they are.
-trait Flatten {
-    fn as_flattened_bytes(&self) -> &[u8];
-    fn as_flattened_bytes_mut(&mut self) -> &mut [u8];
-}
-
-impl Flatten for [Line] {
-    fn as_flattened_bytes(&self) -> &[u8] {
-        // SAFETY: a `Line` is 64 bytes without padding, and any bytes are valid.
-        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(self)) }
-    }
-    fn as_flattened_bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), size_of_val(self)) }
     }
 }
 

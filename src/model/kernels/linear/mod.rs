@@ -7,16 +7,18 @@
 //! * floats (F32, F16, BF16, FP8) are decoded to f32 and multiplied in f32 (`floats`, `columns`);
 //! * BF16 that meets [`Activations::Bf16`] is multiplied in pairs and summed in f32 (`pairs`);
 //! * integers (Q8_0, Q4_0, Q4_K, Q6_K, MXFP4, `Int8`, `Int4`) meet activations rounded to int8
-//!   by groups, for one row as for a thousand (`ints`): their sums within a group are exact.
+//!   by groups, for one row as for a thousand (`ints`; with AVX-512 VNNI `sets`): their sums within a
+//!   group, or a set of sixteen columns, are exact.
 //!
 //! Results do depend on the instruction set (eight or sixteen lanes, fused or not).
 //!
 //! ```text
 //! x [N, K] ──input──▶ f32 in blocks | bf16 | int8 in groups ─┐
-//! W as it lies ──────────────────────────────────────────────┴─product──▶ floats | columns | pairs | ints ──▶ out [N, M]
+//! W as it lies ──────────────────────────────────────────────┴─product──▶ floats | columns | pairs | ints | sets ──▶ out [N, M]
 //!                                     (tasks of rows of W, on the threads of pool)
 //! ```
 
+mod aligned;
 mod blocks;
 mod columns;
 mod decode;
@@ -31,15 +33,18 @@ mod pairs;
 mod pool;
 mod product;
 mod quantise;
+#[cfg(target_arch = "x86_64")]
+mod sets;
 pub(super) mod simd;
 #[cfg(test)]
 mod tests;
 mod work;
 
+pub use aligned::AlignedBytes;
 pub use decode::decode_row;
 pub use encoding::Encoding;
 pub use expert::{Activation, ExpertWeights, GateUp, Projection, expert};
-pub use matrix::{AlignedBytes, Matrix, OwnedMatrix, Vector};
+pub use matrix::{Matrix, OwnedMatrix, Vector};
 pub use pool::{Disjoint, Pool};
 pub use quantise::{Rounding, encode, encode_row};
 pub use work::{Activations, Work};

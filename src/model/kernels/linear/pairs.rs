@@ -7,7 +7,8 @@
 
 #![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
 
-use super::simd::pairs::{PAIRED, dot, load, load_part, sum, zero};
+use super::simd::pairs::{PAIRED, dot, load, load_part, sums, zero};
+use std::arch::x86_64::{__m128, __m512, _mm512_setzero_si512};
 
 /// Columns of a block: four rows of W and of x are in the first-level cache, half a row apart.
 const K_BLOCK: usize = 4096;
@@ -96,13 +97,21 @@ unsafe fn blocks<const R: usize, const C: usize>(call: &Call, rows: [usize; R], 
         let len = (call.k - start).min(K_BLOCK);
         // SAFETY: the rows and the block are within W and x, the outputs are this thread's.
         unsafe {
-            let w = rows.map(|m| call.w.add(m * call.row_bytes + start * 2));
+            let mut w = [call.w; R];
+            for r in 0..R {
+                w[r] = call.w.add(rows[r] * call.row_bytes + start * 2);
+            }
             let x = call.x.add(c * call.x_stride + start);
-            let sums = tile::<R, C>(w, x, call.x_stride, len);
-            for (m, sums) in rows.iter().zip(&sums) {
-                for (j, sum) in sums.iter().enumerate() {
-                    let out = call.out.add((c + j) * call.out_stride + m);
-                    *out = if start == 0 && !call.add { *sum } else { *out + sum };
+            let acc = tile::<R, C>(w, x, call.x_stride, len);
+            for j in 0..C {
+                let mut four = [zero(); TILE];
+                for r in 0..R {
+                    four[r] = acc[r][j];
+                }
+                let sums = std::mem::transmute::<__m128, [f32; TILE]>(sums(four));
+                for r in 0..R {
+                    let out = call.out.add((c + j) * call.out_stride + rows[r]);
+                    *out = if start == 0 && !call.add { sums[r] } else { *out + sums[r] };
                 }
             }
         }
@@ -110,7 +119,7 @@ unsafe fn blocks<const R: usize, const C: usize>(call: &Call, rows: [usize; R], 
     }
 }
 
-/// Sums of one block: R rows of W, C rows of x, `len` columns.
+/// Lanes of the sums of one block: R rows of W, C rows of x, `len` columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn tile<const R: usize, const C: usize>(
@@ -118,14 +127,17 @@ unsafe fn tile<const R: usize, const C: usize>(
     x: *const u16,
     x_stride: usize,
     len: usize,
-) -> [[f32; C]; R] {
+) -> [[__m512; C]; R] {
     let mut acc = [[zero(); C]; R];
+    let mut weights = [_mm512_setzero_si512(); R];
     let whole = len / PAIRED * PAIRED;
     // SAFETY: the caller's; x has zeros up to a whole vector.
     unsafe {
         let mut k = 0;
         while k < whole {
-            let weights = w.map(|w| load(w.add(k * 2)));
+            for r in 0..R {
+                weights[r] = load(w[r].add(k * 2));
+            }
             for c in 0..C {
                 let x = load(x.add(c * x_stride + k).cast());
                 for r in 0..R {
@@ -135,7 +147,9 @@ unsafe fn tile<const R: usize, const C: usize>(
             k += PAIRED;
         }
         if whole < len {
-            let weights = w.map(|w| load_part(w.add(whole * 2), len - whole));
+            for r in 0..R {
+                weights[r] = load_part(w[r].add(whole * 2), len - whole);
+            }
             for c in 0..C {
                 let x = load(x.add(c * x_stride + whole).cast());
                 for r in 0..R {
@@ -144,5 +158,5 @@ unsafe fn tile<const R: usize, const C: usize>(
             }
         }
     }
-    acc.map(|acc| acc.map(|acc| sum(acc)))
+    acc
 }

@@ -3,11 +3,11 @@
 use super::encoding::{BLOCK, Encoding, FP8_TILE};
 use super::input::{Form, Input};
 use super::matrix::Matrix;
-#[cfg(target_arch = "x86_64")]
-use super::pairs;
 use super::pool::Disjoint;
 use super::simd::Level;
 use super::{columns, floats, ints};
+#[cfg(target_arch = "x86_64")]
+use super::{pairs, sets};
 
 /// Bytes of W below which a task costs more to hand out than to do.
 const LEAST_BYTES: usize = 16 * 1024;
@@ -16,7 +16,7 @@ const TASKS: usize = 8;
 /// With fewer rows than this the weights are what takes the time; with more, the products.
 const FEW: usize = 8;
 /// Tasks are cut at multiples of this many rows of W.
-const CUT: usize = 8;
+const CUT: usize = 16;
 
 /// Rows of W a task, for a product of `n` rows on `threads` threads; a multiple of the kernel's
 /// own step where there are enough.
@@ -24,7 +24,7 @@ pub(super) fn task_rows(w: &Matrix<'_>, n: usize, threads: usize) -> usize {
     let cut = if w.transposed {
         columns::CUT
     } else if n > FEW {
-        24
+        3 * CUT
     } else {
         CUT
     };
@@ -124,6 +124,26 @@ pub(super) unsafe fn rows(
             }
             _ => (0, 0),
         };
+        #[cfg(target_arch = "x86_64")]
+        if matches!(input.form, Form::Sets { .. }) {
+            let call = sets::Call {
+                w: data,
+                row_bytes,
+                aux: w.scales.as_ptr(),
+                aux_stride,
+                aux_second,
+                row_scales: w.scales.as_ptr(),
+                x: input.in_sets(),
+                n,
+                k,
+                from,
+                to,
+                out: target,
+                out_stride,
+                add,
+            };
+            return sets::run(w.encoding, &call);
+        }
         let call = ints::Call {
             w: data,
             row_bytes,

@@ -4,8 +4,9 @@
 //! with the least squared error: several widths of the grid, for each the best line through the
 //! levels that its elements fall on (as llama.cpp's K-quants do).
 
+use super::aligned::AlignedBytes;
 use super::encoding::{Encoding, INT4_CHUNK};
-use super::matrix::{AlignedBytes, Matrix, OwnedMatrix};
+use super::matrix::{Matrix, OwnedMatrix};
 use crate::base::{Error, Result};
 use crate::model::kernels::dispatch::dispatched;
 use crate::model::kernels::float::to_bf16;

@@ -1,12 +1,12 @@
-//! AVX2 with FMA and F16C; with VNNI where an AVX-512 processor has it.
+//! AVX2 with FMA and F16C.
 
 use super::{Bytes, Floats};
 use crate::model::kernels::linear::decode::E2M1_TWICE;
 use std::arch::x86_64::*;
 
-/// AVX2, FMA and F16C. `VNNI`: also AVX-512 VL and VNNI, for integer products: the same sums.
+/// AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx2<const VNNI: bool>;
+pub struct Avx2;
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -16,7 +16,7 @@ fn sum8(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-impl<const VNNI: bool> Floats for Avx2<VNNI> {
+impl Floats for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
 
@@ -121,7 +121,7 @@ fn spread_lanes(v: __m256i) -> [__m256i; 8] {
     ]
 }
 
-impl<const VNNI: bool> Bytes for Avx2<VNNI> {
+impl Bytes for Avx2 {
     type I = __m256i;
     type F = __m256;
 
@@ -181,25 +181,11 @@ impl<const VNNI: bool> Bytes for Avx2<VNNI> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dot_small(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        if VNNI {
-            // SAFETY: VNNI says that the processor has it.
-            return unsafe { _mm256_dpbusd_epi32(acc, w, x) };
-        }
         dot4(acc, w, x)
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dot_nibbles(w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
-        if VNNI {
-            // SAFETY: VNNI says that the processor has it.
-            return unsafe {
-                let a = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w[0], x[0]);
-                let b = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w[1], x[1]);
-                let (a, b) =
-                    (_mm256_dpbusd_epi32(a, w[2], x[2]), _mm256_dpbusd_epi32(b, w[3], x[3]));
-                _mm256_add_epi32(a, b)
-            };
-        }
         // 8 products of at most 15 · 127 fit 16 bits.
         let a =
             _mm256_add_epi16(_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1]));
@@ -212,20 +198,12 @@ impl<const VNNI: bool> Bytes for Avx2<VNNI> {
     unsafe fn dot_signed(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
         // |w| times x with w's sign: two products of at most 128 · 127 fit 16 bits.
         let (w, x) = (_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-        if VNNI {
-            // SAFETY: VNNI says that the processor has it.
-            return unsafe { _mm256_dpbusd_epi32(acc, w, x) };
-        }
         dot4(acc, w, x)
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dot_scaled(acc: __m256i, w: __m256i, x: __m256i, scale: __m256i) -> __m256i {
         let pairs = _mm256_maddubs_epi16(w, x);
-        if VNNI {
-            // SAFETY: VNNI says that the processor has it.
-            return unsafe { _mm256_dpwssd_epi32(acc, pairs, scale) };
-        }
         _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, scale))
     }
     #[inline]

@@ -11,6 +11,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub mod pairs;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+pub mod sets;
 #[cfg(test)]
 mod tests;
 
@@ -101,7 +103,7 @@ pub enum Level {
     Avx2,
     /// AVX-512 (F, BW, DQ, VL) without VNNI.
     Avx512,
-    /// AVX-512 with VNNI.
+    /// AVX-512 with VNNI: integers are multiplied by the kernels of [`super::sets`].
     Avx512Vnni,
     /// And with products of bf16 pairs: activations are rounded to bf16 for bf16 weights.
     Avx512Bf16,
@@ -142,9 +144,7 @@ fn detect() -> Level {
 /// instruction set that `level` names, where S is its implementation of `$set`.
 macro_rules! for_level {
     (@wide Floats) => { $crate::model::kernels::linear::simd::Avx512 };
-    (@wide Bytes) => { $crate::model::kernels::linear::simd::Avx2::<false> };
-    (@vnni Floats) => { $crate::model::kernels::linear::simd::Avx512 };
-    (@vnni Bytes) => { $crate::model::kernels::linear::simd::Avx2::<true> };
+    (@wide Bytes) => { $crate::model::kernels::linear::simd::Avx2 };
     ($(unsafe fn $name:ident($arg:ident: $ty:ty) = $set:ident $body:ident$(<$codec:ty>)?;)*) => {$(
         unsafe fn $name(level: $crate::model::kernels::linear::simd::Level, $arg: $ty) {
             use $crate::model::kernels::linear::simd::Level;
@@ -152,26 +152,21 @@ macro_rules! for_level {
             {
                 use $crate::model::kernels::linear::simd::{Avx2, for_level};
 
-                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-                fn vnni($arg: $ty) {
-                    // SAFETY: the features are on; the rest is the caller's.
-                    unsafe { $body::<for_level!(@vnni $set) $(, $codec)?>($arg) }
-                }
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
                 fn wide($arg: $ty) {
-                    // SAFETY: as above.
+                    // SAFETY: the features are on; the rest is the caller's.
                     unsafe { $body::<for_level!(@wide $set) $(, $codec)?>($arg) }
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($arg: $ty) {
                     // SAFETY: as above.
-                    unsafe { $body::<Avx2<false> $(, $codec)?>($arg) }
+                    unsafe { $body::<Avx2 $(, $codec)?>($arg) }
                 }
                 match level {
-                    // SAFETY: the level says that the processor has the features.
-                    Level::Avx512Vnni | Level::Avx512Bf16 => return unsafe { vnni($arg) },
-                    // SAFETY: as above.
-                    Level::Avx512 => return unsafe { wide($arg) },
+                    Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
+                        // SAFETY: the level says that the processor has the features.
+                        return unsafe { wide($arg) };
+                    }
                     // SAFETY: as above.
                     Level::Avx2 => return unsafe { avx2($arg) },
                     Level::Portable => {}

@@ -37,13 +37,25 @@ pub unsafe fn load_part(p: *const u8, len: usize) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
     // SAFETY: any bits are numbers.
-    let bf16 = |v| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) };
-    _mm512_dpbf16_ps(acc, bf16(a), bf16(b))
+    unsafe {
+        let a = std::mem::transmute::<__m512i, __m512bh>(a);
+        _mm512_dpbf16_ps(acc, a, std::mem::transmute::<__m512i, __m512bh>(b))
+    }
 }
 
-/// The lanes added in a tree.
+/// The lanes of each of four vectors added in a tree, halves first: a sum does not depend on its
+/// three neighbours.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub fn sum(v: __m512) -> f32 {
-    _mm512_reduce_add_ps(v)
+pub fn sums([a, b, c, d]: [__m512; 4]) -> __m128 {
+    let (low, high) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+    let ab = _mm512_add_ps(low, high);
+    let (low, high) = (_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+    let cd = _mm512_add_ps(low, high);
+    let even = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+    let four = _mm512_add_ps(even, _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+    let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4e>(four));
+    let one = _mm512_add_ps(two, _mm512_permute_ps::<0xb1>(two));
+    let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, one))
 }

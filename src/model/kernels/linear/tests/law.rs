@@ -33,6 +33,22 @@ fn a_row_does_not_depend_on_its_company() {
 }
 
 #[test]
+fn a_row_among_very_many_is_the_same() {
+    let mut random_numbers = Random::new(10);
+    for level in levels() {
+        let mut work = work(2, level);
+        for encoding in Encoding::ALL {
+            let w = random(encoding, 21, 2304, &mut random_numbers);
+            let x = random_numbers.numbers(100 * 2304);
+            let want = in_pieces(&w.view(), &x, 1, &mut work);
+            for n in [11, 25, 100] {
+                assert_eq!(in_pieces(&w.view(), &x, n, &mut work), want, "{level:?} {encoding:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_of_a_transposed_matrix_does_not_depend_on_its_company() {
     let mut random_numbers = Random::new(8);
     for level in levels() {

@@ -5,10 +5,11 @@ mod golden;
 mod law;
 mod products;
 
+use super::aligned::AlignedBytes;
 use super::decode::decode_checked;
 use super::encoding::Encoding;
 use super::input::Form;
-use super::matrix::{AlignedBytes, Matrix, OwnedMatrix};
+use super::matrix::{Matrix, OwnedMatrix};
 use super::quantise::encode;
 use super::simd::{Level, level};
 use super::work::{Activations, Work};
@@ -97,6 +98,8 @@ pub fn seen(encoding: Encoding, level: Level, x: &[f32], cols: usize) -> Vec<f32
         Form::Blocks => return x.to_vec(),
         Form::Pairs => return x.iter().map(|x| from_bf16(to_bf16(*x))).collect(),
         Form::Groups(group) => group,
+        #[cfg(target_arch = "x86_64")]
+        Form::Sets { group, .. } => group,
     };
     let mut seen = x.to_vec();
     for row in seen.chunks_mut(cols) {

@@ -1,0 +1,95 @@
+//! Memory that begins on 64 bytes, a cache line and a vector: what lies across two is read twice.
+
+use crate::base::Result;
+use crate::model::kernels::view::{Plain, cast_mut};
+use std::marker::PhantomData;
+
+/// Memory that begins on 64 bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Bytes that begin on 64 bytes, zero at first.
+pub struct AlignedBytes {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl AlignedBytes {
+    pub fn zeroed(len: usize) -> Self {
+        Self { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
+    }
+
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let mut copy = Self::zeroed(bytes.len());
+        copy.copy_from_slice(bytes);
+        copy
+    }
+}
+
+impl std::ops::Deref for AlignedBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.lines.as_flattened_bytes()[..self.len]
+    }
+}
+
+impl std::ops::DerefMut for AlignedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let len = self.len;
+        &mut self.lines.as_flattened_bytes_mut()[..len]
+    }
+}
+
+impl std::fmt::Debug for AlignedBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedBytes({})", self.len)
+    }
+}
+
+/// Lines as the bytes that they are.
+trait Flatten {
+    fn as_flattened_bytes(&self) -> &[u8];
+    fn as_flattened_bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl Flatten for [Line] {
+    fn as_flattened_bytes(&self) -> &[u8] {
+        // SAFETY: a `Line` is 64 bytes without padding, and any bytes are valid.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(self)) }
+    }
+    fn as_flattened_bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), size_of_val(self)) }
+    }
+}
+
+/// Values that begin on 64 bytes: memory that grows and never shrinks.
+pub(super) struct Aligned<T> {
+    lines: Vec<Line>,
+    values: PhantomData<T>,
+}
+
+impl<T> Default for Aligned<T> {
+    fn default() -> Self {
+        Self { lines: Vec::new(), values: PhantomData }
+    }
+}
+
+impl<T: Plain> Aligned<T> {
+    /// The first `len` values, whatever was left there.
+    ///
+    /// # Errors
+    /// None in fact: lines hold any values.
+    pub fn sized(&mut self, len: usize) -> Result<&mut [T]> {
+        let bytes = len * size_of::<T>();
+        if self.lines.len() * size_of::<Line>() < bytes {
+            self.lines.resize(bytes.div_ceil(size_of::<Line>()), Line([0; 64]));
+        }
+        cast_mut(&mut self.lines.as_flattened_bytes_mut()[..bytes])
+    }
+
+    pub fn as_ptr(&self) -> *const T {
+        self.lines.as_ptr().cast()
+    }
+}
