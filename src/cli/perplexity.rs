@@ -10,6 +10,7 @@ use crate::train::data::files::TextFile;
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
+use std::time::Instant;
 
 #[derive(Debug, Args)]
 pub struct PerplexityArgs {
@@ -66,7 +67,7 @@ impl PerplexityArgs {
                 .with("tokens", ids.len())
                 .with("skip", self.skip)
         })?;
-        let bar = super::run::bar("windows");
+        let (bar, began) = (super::run::bar("windows"), Instant::now());
         let found = perplexity(&mut generator, ids, self.window, |done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
@@ -74,7 +75,8 @@ impl PerplexityArgs {
         })?;
         bar.finish_and_clear();
         let settings = generator.settings().clone();
-        let tokens_per_s = generator.finish()?.prompt.tokens_per_s();
+        let tokens_per_s = found.tokens as f64 / began.elapsed().as_secs_f64();
+        generator.finish()?;
         output::print(&format!(
             "perplexity {:.4} ({:.4} nats a token) over {} tokens in windows of {}, {tokens_per_s:.0} \
              tokens/s\n",

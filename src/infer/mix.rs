@@ -7,7 +7,7 @@
 
 use crate::base::{Error, Result};
 use crate::model::forward::Routes;
-use crate::model::kernels::linear::{ExpertWeights, Work, expert};
+use crate::model::kernels::linear::{ExpertWeights, Work, expert, experts_of_row};
 
 /// The routed experts of one layer and pass. Its buffers grow to the largest pass and stay.
 #[derive(Debug, Default)]
@@ -20,6 +20,8 @@ pub struct Mix {
     places: Vec<u32>,
     /// For each chosen expert, ascending: the expert, and where its places begin.
     chosen: Vec<(usize, usize)>,
+    /// Of a pass of one row: the places of the experts at hand.
+    row_places: Vec<usize>,
     /// `[T,K,H]`.
     out_tkh: Vec<f32>,
     x_nh: Vec<f32>,
@@ -66,10 +68,7 @@ impl Mix {
         y_th: &[f32],
         work: &mut Work,
     ) -> Result<()> {
-        let nth = self.chosen.binary_search_by_key(&index, |(expert, _)| *expert);
-        let nth = nth.map_err(|_| {
-            Error::bug("an expert computes that no row chose").with("expert", index)
-        })?;
+        let nth = self.nth(index)?;
         let from = self.chosen[nth].1;
         let to = self.chosen.get(nth + 1).map_or(self.places.len(), |(_, at)| *at);
         let (h, k) = (self.hidden, self.top_k.max(1));
@@ -95,6 +94,32 @@ impl Mix {
             self.out_tkh[*place as usize * h..][..h].copy_from_slice(out);
         }
         Ok(())
+    }
+
+    /// Computes some experts of a pass of one row.
+    ///
+    /// # Errors
+    /// As [`Mix::run`].
+    pub fn run_row(
+        &mut self,
+        experts: &[usize],
+        weights: &[ExpertWeights<'_>],
+        y_h: &[f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        self.row_places.clear();
+        for index in experts {
+            let nth = self.nth(*index)?;
+            self.row_places.push(self.places[self.chosen[nth].1] as usize);
+        }
+        let out_kh = &mut self.out_tkh[..self.weights.len() * self.hidden];
+        experts_of_row(weights, y_h, &self.weights, &self.row_places, out_kh, work)
+    }
+
+    /// Which of the chosen experts it is.
+    fn nth(&self, index: usize) -> Result<usize> {
+        let nth = self.chosen.binary_search_by_key(&index, |(expert, _)| *expert);
+        nth.map_err(|_| Error::bug("an expert computes that no row chose").with("expert", index))
     }
 
     /// Adds the sum over K of each row's experts to `x_th`.
@@ -181,6 +206,19 @@ mod tests {
             let expected: Vec<f32> = sum.iter().map(|sum| 1.0 + sum).collect();
             assert_eq!(x, expected);
         }
+        // All experts of a row together.
+        let row =
+            Routes { experts: routes.experts[..2].to_vec(), weights: vec![0.5, 0.25], ..routes };
+        let mut mix = Mix::default();
+        mix.begin(&row, H);
+        let chosen: Vec<usize> = mix.chosen().collect();
+        let weights: Vec<_> = chosen.iter().map(|index| experts[*index].weights()).collect();
+        mix.run_row(&chosen, &weights, &y[..H], &mut work).unwrap();
+        let mut x = vec![1.0; H];
+        mix.add_to(&mut x);
+        assert_eq!(x, results[0][..H]);
+        assert!(mix.run_row(&[1], &[experts[1].weights()], &y[..H], &mut work).is_err());
+        let routes = row;
         let mut mix = Mix::default();
         mix.begin(&routes, H);
         assert!(mix.run(1, &experts[1].weights(), &y, &mut work).is_err());

@@ -153,11 +153,7 @@ impl DecodeStage {
             let Rows { x_th, y_th, .. } = &mut self.pass;
             self.parts.forward.shared(layer, y_th, x_th, &mut self.work)?;
             self.foresee(task, layer + 1)?;
-            let mut held = std::mem::take(&mut self.held);
-            for held in held.drain(..).flatten() {
-                self.compute(held.block(), held.bytes())?;
-            }
-            self.held = held;
+            self.compute_held()?;
             if missing {
                 return Ok(Outcome::fact(Fact::Done));
             }
@@ -204,6 +200,31 @@ impl DecodeStage {
         if let Some(experts) = self.foresight.lacks(&self.chosen) {
             self.parts.herald.tell(task, Fact::Likely { layer, experts });
         }
+        Ok(())
+    }
+
+    /// Computes the chosen experts that are resident: of one row all together.
+    fn compute_held(&mut self) -> Result<()> {
+        let mut held = std::mem::take(&mut self.held);
+        if self.pass.rows.len() == 1 {
+            let (mut pieces, mut weights) = (Vec::new(), Vec::with_capacity(held.len()));
+            self.chosen.clear();
+            for held in held.iter().flatten() {
+                let block = held.block();
+                let (layer, expert) = (usize::from(block.layer), usize::from(block.expert));
+                self.parts.files.pieces(block, held.bytes(), &mut pieces)?;
+                weights.push(self.parts.source.expert(layer, expert, &pieces)?);
+                self.chosen.push(expert);
+            }
+            self.mix.run_row(&self.chosen, &weights, &self.pass.y_th, &mut self.work)?;
+            drop(weights);
+            held.clear();
+        } else {
+            for held in held.drain(..).flatten() {
+                self.compute(held.block(), held.bytes())?;
+            }
+        }
+        self.held = held;
         Ok(())
     }
 

@@ -73,13 +73,13 @@ pub enum Kernels {
 }
 
 impl Kernels {
-    /// The fastest that this machine has for the shape: the same for every call of a run.
+    /// The best that this machine has for the shape: the same for every call of a run.
     pub fn best(shape: &ExpertShape) -> Self {
         #[cfg(target_arch = "x86_64")]
         if tiles::fit(shape) {
             return Self::Tiles;
         }
-        match products::faster(shape.precision) {
+        match products::better(shape.precision) {
             true => Self::Libtorch,
             false => Self::Vector,
         }

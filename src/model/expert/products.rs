@@ -5,24 +5,20 @@ use super::foreign_kept;
 use super::shape::ExpertShape;
 use super::{Gradients, Kept, KeptValues, Precision, empty};
 use crate::base::Result;
-use crate::model::compute::has_bf16_products;
 use crate::model::kernels::dispatch::{Isa, isa};
 use crate::model::kernels::reduce::accumulate;
 use crate::model::kernels::swiglu::{self, SwigluNumber};
 use crate::model::kernels::view::{elements, elements_mut, tensor_over, tensor_over_mut};
 use tch::{Kind, Tensor};
 
-/// Whether libtorch's products are faster than our own vector kernels.
+/// Whether libtorch's products are better than our own vector kernels.
 ///
-/// In bf16 where the processor multiplies bf16 pairs (AVX512_BF16): oneDNN then runs at twice the
-/// rate of f32, which is the most that ours can reach. Without it libtorch's bf16 product widens
-/// as ours does (AVX-512) or is far slower than f32 (AVX2). In f32 with AVX-512, where ours are
-/// unproven; with AVX2 ours are measured to be the faster (`benches/expert.rs`).
-pub(super) fn faster(precision: Precision) -> bool {
-    match precision {
-        Precision::Bf16 => has_bf16_products(),
-        Precision::F32 => isa() != Isa::Avx2,
-    }
+/// In f32 with AVX-512, where ours are unproven; with AVX2 ours are measured to be the faster
+/// (`benches/expert.rs`). Never in bf16: there libtorch makes a kernel for each number of rows that it
+/// has not met, and keeps thousands. Experts meet a new number with nearly every call, so that takes
+/// time and 1 GiB that no ledger knows (docs/adr/0012).
+pub(super) fn better(precision: Precision) -> bool {
+    precision == Precision::F32 && isa() != Isa::Avx2
 }
 
 /// Tensors over the weights; they must not outlive the slice.

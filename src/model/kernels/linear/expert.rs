@@ -137,6 +137,7 @@ pub fn expert(
         inputs,
         bias: has_bias.then_some(bias_2f),
         width,
+        first: 0,
         gate_up: Disjoint::new(sized(gate_up, rows * 2 * width)),
         act: Disjoint::new(act_nf),
     };
@@ -171,14 +172,14 @@ pub fn expert(
     })
 }
 
-fn add_all(y: &mut [f32], bias: &[f32]) {
+pub(super) fn add_all(y: &mut [f32], bias: &[f32]) {
     for (y, bias) in y.iter_mut().zip(bias) {
         *y += bias;
     }
 }
 
 /// Takes x in as W wants it.
-fn take(
+pub(super) fn take(
     input: &mut Input,
     w: &Matrix<'_>,
     x_nk: &[f32],
@@ -192,8 +193,25 @@ fn take(
 }
 
 impl ExpertWeights<'_> {
+    /// Whether both have the same shape, and want activations in the same form.
+    pub(super) fn is_like(&self, other: &Self, level: Level) -> bool {
+        let projections = |e: &Self| match e.gate_up {
+            GateUp::Apart { gate, up } => (0, gate, up),
+            GateUp::Stacked(p) => (1, p, p),
+            GateUp::Interleaved(p) => (2, p, p),
+        };
+        let ((kind, gate, up), (other_kind, other_gate, other_up)) =
+            (projections(self), projections(other));
+        let pairs = [(&gate, &other_gate), (&up, &other_up), (&self.down, &other.down)];
+        let alike = |a: &Projection<'_>, b: &Projection<'_>| {
+            let shape = |p: &Projection<'_>| (p.matrix.rows, p.matrix.cols);
+            shape(a) == shape(b) && same_form(a, b, level)
+        };
+        kind == other_kind && pairs.iter().all(|(a, b)| alike(a, b))
+    }
+
     /// Gate, or gate and up.
-    fn first(&self) -> &Matrix<'_> {
+    pub(super) fn first(&self) -> &Matrix<'_> {
         match &self.gate_up {
             GateUp::Apart { gate, .. } => &gate.matrix,
             GateUp::Stacked(p) | GateUp::Interleaved(p) => &p.matrix,
@@ -202,7 +220,7 @@ impl ExpertWeights<'_> {
 
     /// Decodes the biases as the outputs lie: `[2F]`, then `[H]`; zeros for those that there are not.
     /// Whether there is any.
-    fn biases(&self, width: usize, bias: &mut [f32]) -> Result<bool> {
+    pub(super) fn biases(&self, width: usize, bias: &mut [f32]) -> Result<bool> {
         let (gate_up, down) = bias.split_at_mut(2 * width);
         let (gate, up) = gate_up.split_at_mut(width);
         let mut any = decode_bias(&self.down, down)?;
@@ -216,7 +234,7 @@ impl ExpertWeights<'_> {
         Ok(any)
     }
 
-    fn take_in(
+    pub(super) fn take_in(
         &self,
         inputs: &mut [Input; 2],
         x_nh: &[f32],
@@ -252,16 +270,18 @@ fn same_form(a: &Projection<'_>, b: &Projection<'_>, level: Level) -> bool {
 }
 
 /// The first half of an expert.
-struct GateUpCall<'a> {
-    e: &'a ExpertWeights<'a>,
-    level: Level,
-    x_nh: &'a [f32],
-    inputs: &'a [Input; 2],
-    bias: Option<&'a [f32]>,
-    width: usize,
+pub(super) struct GateUpCall<'a> {
+    pub e: &'a ExpertWeights<'a>,
+    pub level: Level,
+    pub x_nh: &'a [f32],
+    pub inputs: &'a [Input; 2],
+    pub bias: Option<&'a [f32]>,
+    pub width: usize,
+    /// The first of its rows of what follows.
+    pub first: usize,
     /// [N, 2F], as the projections lie: gate, then up; or in turn.
-    gate_up: Disjoint<'a, f32>,
-    act: Disjoint<'a, f32>,
+    pub gate_up: Disjoint<'a, f32>,
+    pub act: Disjoint<'a, f32>,
 }
 
 impl GateUpCall<'_> {
@@ -269,7 +289,7 @@ impl GateUpCall<'_> {
     ///
     /// # Safety
     /// As [`product::rows`].
-    unsafe fn columns(&self, from: usize, to: usize) {
+    pub(super) unsafe fn columns(&self, from: usize, to: usize) {
         let width = self.width;
         // SAFETY: the caller's.
         unsafe {
@@ -288,7 +308,7 @@ impl GateUpCall<'_> {
         }
         for n in 0..self.x_nh.len() / self.first_cols() {
             // SAFETY: these columns are this task's.
-            unsafe { self.activate(n, from, to - from) }
+            unsafe { self.activate(self.first + n, from, to - from) }
         }
     }
 
@@ -299,8 +319,8 @@ impl GateUpCall<'_> {
     /// # Safety
     /// As [`product::rows`].
     unsafe fn rows(&self, w: &Matrix<'_>, input: usize, offset: usize, from: usize, to: usize) {
-        let all = self.gate_up.again();
-        let out = Outputs { all, stride: 2 * self.width, offset, add: false };
+        let (all, stride) = (self.gate_up.again(), 2 * self.width);
+        let out = Outputs { all, stride, offset: self.first * stride + offset, add: false };
         // SAFETY: the caller's.
         unsafe { product::rows(self.level, w, self.x_nh, &self.inputs[input], &out, from, to) }
     }

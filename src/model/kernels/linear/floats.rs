@@ -28,6 +28,8 @@ pub(super) struct Call {
     pub scale_stride: usize,
     /// Activations in blocks (see [`super::input::Input`]).
     pub x: *const f32,
+    /// Rows of a block of them, of which `n` are multiplied.
+    pub x_rows: usize,
     pub n: usize,
     pub k: usize,
     pub from: usize,
@@ -171,7 +173,7 @@ unsafe fn group<S: Floats, W: Codec, const R: usize, const C: usize>(
         // each tile.
         unsafe {
             let w = call.w.add(m * call.row_bytes + start * W::BYTES);
-            let x = call.x.add((start / K_BLOCK * call.n + c) * K_STRIDE);
+            let x = call.x.add((start / K_BLOCK * call.x_rows + c) * K_STRIDE);
             let sums = tile::<S, W, R, C, true>(call, m, start, w, call.row_bytes, x, len);
             emit(call, m, c, start == 0, &sums);
         }
@@ -417,7 +419,7 @@ unsafe fn block<S: Floats, const R: usize, const C: usize>(
     // SAFETY: the caller's.
     unsafe {
         let w = panel.add((m - from) * K_STRIDE).cast();
-        let x = call.x.add((start / K_BLOCK * call.n + c) * K_STRIDE);
+        let x = call.x.add((start / K_BLOCK * call.x_rows + c) * K_STRIDE);
         let sums = tile::<S, F32, R, C, false>(call, m, start, w, K_STRIDE * 4, x, len);
         emit(call, m, c, start == 0, &sums);
     }

@@ -49,7 +49,7 @@ pub(super) struct Columns {
 impl Columns {
     /// From row `c` on.
     #[inline(always)]
-    fn at(&self, c: usize) -> Self {
+    pub fn at(&self, c: usize) -> Self {
         Self {
             q: self.q.wrapping_add(c * self.q_stride),
             d: self.d.wrapping_add(c * self.d_stride),

@@ -1,7 +1,7 @@
 //! One product, cut into tasks of rows of W, whichever kernel multiplies it.
 
 use super::encoding::{BLOCK, Encoding, FP8_TILE};
-use super::input::{Form, Input};
+use super::input::{Form, Input, K_STRIDE};
 use super::matrix::Matrix;
 use super::pool::Disjoint;
 use super::simd::Level;
@@ -56,6 +56,25 @@ pub(super) unsafe fn rows(
     from: usize,
     to: usize,
 ) {
+    // SAFETY: the caller's.
+    unsafe { rows_from(level, w, x_nk, input, 0, out, from, to) }
+}
+
+/// As [`rows`], where the first row of `x_nk` is row `first` of what was taken.
+///
+/// # Safety
+/// As [`rows`].
+#[expect(clippy::too_many_arguments, reason = "a product's operands, and the parts of each")]
+pub(super) unsafe fn rows_from(
+    level: Level,
+    w: &Matrix<'_>,
+    x_nk: &[f32],
+    input: &Input,
+    first: usize,
+    out: &Outputs<'_>,
+    from: usize,
+    to: usize,
+) {
     let (n, k) = (x_nk.len() / w.cols.max(1), w.cols);
     let (out_stride, add) = (out.stride, out.add);
     let to = to.min(w.rows);
@@ -88,7 +107,8 @@ pub(super) unsafe fn rows(
                 row_bytes,
                 scales: w.scales.as_ptr(),
                 scale_stride: k.div_ceil(FP8_TILE),
-                x: input.blocks.as_ptr(),
+                x: input.blocks.as_ptr().wrapping_add(first * K_STRIDE),
+                x_rows: input.rows,
                 n,
                 k,
                 from,
@@ -104,7 +124,7 @@ pub(super) unsafe fn rows(
             let call = pairs::Call {
                 w: data,
                 row_bytes,
-                x: input.pairs.as_ptr(),
+                x: input.pairs.as_ptr().wrapping_add(first * input.pair_stride),
                 x_stride: input.pair_stride,
                 n,
                 k,
@@ -133,7 +153,7 @@ pub(super) unsafe fn rows(
                 aux_stride,
                 aux_second,
                 row_scales: w.scales.as_ptr(),
-                x: input.in_sets(),
+                x: input.in_sets().at(first, 0),
                 n,
                 k,
                 from,
@@ -158,7 +178,8 @@ pub(super) unsafe fn rows(
                 sums16: input.sums16.as_ptr(),
                 q_stride: input.q_stride,
                 d_stride: input.d_stride,
-            },
+            }
+            .at(first),
             n,
             k,
             from,

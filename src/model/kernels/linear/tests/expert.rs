@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::kernels::linear::{
-    Activation, ExpertWeights, GateUp, Projection, Vector, expert, linear,
+    Activation, ExpertWeights, GateUp, Projection, Vector, expert, experts_of_row, linear,
 };
 
 const CLAMPED: Activation = Activation::ClampedSwiGlu { limit: 7.0, alpha: 1.702 };
@@ -123,6 +123,43 @@ fn an_expert_is_its_formula_in_f64() {
             }
         }
     }
+}
+
+#[test]
+fn experts_of_a_row_give_the_bits_of_each_alone() {
+    let mut numbers = Random::new(15);
+    let (hidden, width) = (512, 320);
+    for level in levels() {
+        let mut work = work(2, level);
+        for encoding in Encoding::ALL.into_iter().filter(|e| width % e.block() == 0) {
+            // The last has another encoding than the others, which then cannot be taken together.
+            for mixed in [false, true] {
+                let mut all: Vec<Parts> =
+                    (0..9).map(|_| parts(encoding, hidden, width, &mut numbers)).collect();
+                if mixed {
+                    all.push(parts(Encoding::F16, hidden, width, &mut numbers));
+                }
+                let biased = |i: usize| i % 2 == 1;
+                let experts: Vec<_> =
+                    (0..all.len()).map(|i| apart(&all[i], CLAMPED, biased(i))).collect();
+                let (x, weights) = (numbers.numbers(hidden), numbers.numbers(all.len() + 1));
+                let places: Vec<usize> =
+                    (0..all.len()).map(|i| (i * 7 + 3) % (all.len() + 1)).collect();
+                let mut out = vec![f32::NAN; weights.len() * hidden];
+                experts_of_row(&experts, &x, &weights, &places, &mut out, &mut work).unwrap();
+                for (e, &place) in experts.iter().zip(&places) {
+                    let mut want = vec![0.0; hidden];
+                    expert(e, &x, &weights[place..=place], &mut want, &mut work).unwrap();
+                    let got = &out[place * hidden..][..hidden];
+                    assert_eq!(bits(got), bits(&want), "{level:?} {encoding:?} {mixed}");
+                }
+            }
+        }
+    }
+    let (mut work, one) = (work(1, level()), parts(Encoding::F32, 8, 8, &mut numbers));
+    let mut out = [0.0; 8];
+    let e = [apart(&one, CLAMPED, false)];
+    assert!(experts_of_row(&e, &[0.0; 8], &[1.0], &[1], &mut out, &mut work).is_err());
 }
 
 #[test]
