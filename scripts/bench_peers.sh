@@ -7,7 +7,8 @@
 # A part that is not run keeps its chapter. The peers get a Python environment of their own in the
 # user's cache. Runs under a limit are in a memory cgroup, and the readahead of the disk is set for
 # the peers that map files; both need root. SEMOE_BENCH_DIR names the disk to use (default: target/):
-# 25 GB have to be free there for training, 45 GB for running.
+# 25 GB have to be free there for training, 45 GB for running; SEMOE_BENCH_FILES keeps the files that
+# are run for the next time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -18,13 +18,23 @@ else
     echo "that could not be set" >"$work/readahead"
 fi
 
+# SEMOE_BENCH_FILES names a folder in which the generated files stay for the next run (25 GB).
+files=${SEMOE_BENCH_FILES:-$work}
+mkdir -p "$files"
+# made FILE COMMAND... FILE.part: makes a file, or folder, that is not there yet.
+made() {
+    local file=$1
+    shift
+    [ -e "$file" ] || { rm -rf "$file.part" && "$@" "$file.part" && mv "$file.part" "$file"; }
+}
+quantised() {
+    python scripts/peers/run_llama.py "$files/bf16.gguf" --quantize "$1" --to "$2" >"$work/quantize.log" 2>&1 ||
+        die "llama.cpp cannot quantise to $1: $work/quantize.log"
+}
 say "generating the checkpoint and its GGUF files"
-"$semoe" random-checkpoint "$work/bf16" --shape "$shape" >&2
-python scripts/peers/to_gguf.py "$work/bf16" "$work/bf16.gguf"
-for kind in Q8_0 Q4_0; do
-    python scripts/peers/run_llama.py "$work/bf16.gguf" --quantize $kind --to "$work/$kind.gguf" \
-        >"$work/quantize.log" 2>&1 || die "llama.cpp cannot quantise to $kind: $work/quantize.log"
-done
+made "$files/bf16" "$semoe" random-checkpoint --shape "$shape" >&2
+made "$files/bf16.gguf" python scripts/peers/to_gguf.py "$files/bf16"
+for kind in Q8_0 Q4_0; do made "$files/$kind.gguf" quantised $kind; done
 
 # Nothing of a file is left in memory: pages that an earlier run brought in would be a gift to a run
 # under a limit, which does not pay for them.
@@ -54,18 +64,18 @@ llama() {
 
 "$semoe" doctor >&2
 for kind in bf16 Q8_0 Q4_0; do
-    model=$work/$kind.gguf
-    [ $kind != bf16 ] || model=$work/bf16
-    llama "llama-$kind" 0 "$work/$kind.gguf" --repack
+    model=$files/$kind.gguf
+    [ $kind != bf16 ] || model=$files/bf16
+    llama "llama-$kind" 0 "$files/$kind.gguf" --repack
     ours "semoe-$kind" 0 "$model"
 done
 cold
-peer transformers-bf16 0 python scripts/peers/run_transformers.py "$work/bf16" --prompts $prompts \
+peer transformers-bf16 0 python scripts/peers/run_transformers.py "$files/bf16" --prompts $prompts \
     --tokens $tokens --seconds "$patience"
 for run in bf16:4096 bf16:8192 Q8_0:2048 Q4_0:1536; do
     kind=${run%:*} mib=${run#*:}
-    model=$work/$kind.gguf
-    [ $kind != bf16 ] || model=$work/bf16
-    llama "llama-$kind-$mib" $((mib << 20)) "$work/$kind.gguf"
+    model=$files/$kind.gguf
+    [ $kind != bf16 ] || model=$files/bf16
+    llama "llama-$kind-$mib" $((mib << 20)) "$files/$kind.gguf"
     ours "semoe-$kind-$mib" $((mib << 20)) "$model"
 done

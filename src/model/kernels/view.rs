@@ -31,7 +31,10 @@ unsafe impl Plain for f32 {}
 pub fn cast<T: Plain>(bytes: &[u8]) -> Result<&[T]> {
     // SAFETY: `T: Plain`, so any bytes are valid values.
     let (head, body, tail) = unsafe { bytes.align_to::<T>() };
-    if head.is_empty() && tail.is_empty() { Ok(body) } else { Err(misaligned::<T>(bytes)) }
+    if head.is_empty() && tail.is_empty() {
+        return Ok(body);
+    }
+    Err(misaligned::<T>(bytes.as_ptr(), bytes.len()))
 }
 
 /// The bytes as values of `T`, to be changed.
@@ -39,10 +42,10 @@ pub fn cast<T: Plain>(bytes: &[u8]) -> Result<&[T]> {
 /// # Errors
 /// As [`cast`].
 pub fn cast_mut<T: Plain>(bytes: &mut [u8]) -> Result<&mut [T]> {
-    let error = misaligned::<T>(bytes);
+    let (address, len) = (bytes.as_ptr(), bytes.len());
     // SAFETY: `T: Plain`, so any bytes are valid values, and any values are valid bytes.
     let (head, body, tail) = unsafe { bytes.align_to_mut::<T>() };
-    if head.is_empty() && tail.is_empty() { Ok(body) } else { Err(error) }
+    if head.is_empty() && tail.is_empty() { Ok(body) } else { Err(misaligned::<T>(address, len)) }
 }
 
 /// The values as bytes.
@@ -51,10 +54,10 @@ pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
-fn misaligned<T>(bytes: &[u8]) -> Error {
+fn misaligned<T>(address: *const u8, len: usize) -> Error {
     Error::bug("a slot's bytes are misaligned for their element type")
-        .with("address", format!("{:p}", bytes.as_ptr()))
-        .with("bytes", bytes.len())
+        .with("address", format!("{address:p}"))
+        .with("bytes", len)
         .with("element_bytes", size_of::<T>())
 }
 
