@@ -59,12 +59,14 @@ semoe=${CARGO_TARGET_DIR:-target}/release/semoe
 
 work=$(mktemp -d "$scratch/bench-peers.XXXXXX")
 group=
+# Not empty where figures would be lost.
+kept=
 # What is undone at the end, whatever the end.
 undo=()
 cleanup() {
     for step in "${undo[@]}"; do eval "$step"; done
     [ -z "$group" ] || rmdir "$group" 2>/dev/null || true
-    rm -rf "$work"
+    [ -n "$kept" ] || rm -rf "$work"
 }
 trap cleanup EXIT
 
@@ -113,6 +115,9 @@ peer() {
 for part in "${parts[@]}"; do
     # shellcheck source=/dev/null # the parts are beside this script
     source "scripts/peers/$part.sh"
-    python "scripts/peers/report_$part.py" "$work" "$out"
+    python "scripts/peers/report_$part.py" "$work" "$out" || {
+        kept=yes
+        die "no report could be written; the figures are in $work"
+    }
 done
 say "wrote $out"

@@ -35,6 +35,7 @@ say "generating the checkpoint and its GGUF files"
 made "$files/bf16" "$semoe" random-checkpoint --shape "$shape" >&2
 made "$files/bf16.gguf" python scripts/peers/to_gguf.py "$files/bf16"
 for kind in Q8_0 Q4_0; do made "$files/$kind.gguf" quantised $kind; done
+for kind in bf16 Q8_0 Q4_0; do stat -c %s "$files/$kind.gguf" >"$work/$kind.bytes"; done
 
 # Nothing of a file is left in memory: pages that an earlier run brought in would be a gift to a run
 # under a limit, which does not pay for them.

@@ -1,13 +1,15 @@
 //! Seconds and bytes of a token: forecast from what a machine can, measured by a run.
 //!
-//! The model is of a machine that overlaps all that it can. A pass takes the longer of
+//! A pass takes
 //!
-//! * what is read, over the disk's rate at such requests, so many at a time; and
 //! * the weights, keys and values that it computes with, over the slower of memory and the kernel
 //!   of their encoding;
+//! * the overhead of each layer and each expert; and
+//! * in each layer the time for which its reads are waited for: they begin with its gate, and the
+//!   experts that are there compute meanwhile. How many of a layer's experts are missing is as if each
+//!   were by chance.
 //!
-//! and the overhead of each layer and each expert on top. It leaves out what a read costs that
-//! nothing overlaps, so a run that streams is at most as fast as its forecast says.
+//! Reads ahead of a gate are left out: where they pay a run is faster than this says.
 
 use super::figures::Passes;
 use super::machine::{ComputeFigures, DiskFigures};
@@ -173,8 +175,10 @@ pub struct Forecast {
     pub hit_rate: f64,
     pub tokens_per_s: f64,
     pub bytes_read_per_token: f64,
-    /// Seconds of a pass: reading, computing, and what each layer and expert costs on top.
+    /// Seconds of a pass: reading, waiting for what is read, computing, and what each layer and expert
+    /// costs on top.
     pub disk_seconds: f64,
+    pub waiting_seconds: f64,
     pub compute_seconds: f64,
     pub overhead_seconds: f64,
     pub limit: Limit,
@@ -201,7 +205,15 @@ impl Forecast {
         let overhead_seconds =
             work.layers as f64 * compute.layer_seconds + pass.needed * compute.expert_seconds;
 
-        let limit = if disk_seconds > compute_seconds.max(overhead_seconds) {
+        let waiting_seconds = work.routed_layers as f64 * {
+            let (needed, missing) = (pass.needed / layers, pass.fetched / layers);
+            let each = |seconds: f64, count: f64| if count > 0.0 { seconds / count } else { 0.0 };
+            let computing = compute.seconds(&experts) + pass.needed * compute.expert_seconds;
+            let (read, compute) = (each(disk_seconds, pass.fetched), each(computing, pass.needed));
+            waited(needed, missing, read, compute)
+        };
+
+        let limit = if waiting_seconds > compute_seconds.max(overhead_seconds) {
             Limit::Disk
         } else if overhead_seconds > compute_seconds {
             Limit::Overhead
@@ -210,17 +222,37 @@ impl Forecast {
         } else {
             Limit::Kernels
         };
-        let seconds = disk_seconds.max(compute_seconds) + overhead_seconds;
+        let seconds = waiting_seconds + compute_seconds + overhead_seconds;
         Self {
             hit_rate: pass.hit_rate(),
             tokens_per_s: pass.rows / seconds,
             bytes_read_per_token: read / pass.rows,
             disk_seconds,
+            waiting_seconds,
             compute_seconds,
             overhead_seconds,
             limit,
         }
     }
+}
+
+/// Seconds for which a layer that takes `needed` experts waits, of which `missing` are read on average:
+/// a read takes `read` seconds, an expert computes for `compute`, and those that are there do so while
+/// the others are read.
+fn waited(needed: f64, missing: f64, read: f64, compute: f64) -> f64 {
+    let count = needed.round().max(1.0);
+    let share = (missing / count).clamp(0.0, 1.0);
+    if share >= 1.0 {
+        return count * read;
+    }
+    // Binomial: the chance of m + 1 from that of m.
+    let (mut chance, mut seconds) = ((1.0 - share).powf(count), 0.0);
+    for m in 0..=count as u64 {
+        let m = m as f64;
+        seconds += chance * (m * read - (count - m) * compute).max(0.0);
+        chance *= (count - m) / (m + 1.0) * share / (1.0 - share);
+    }
+    seconds
 }
 
 /// A run's forecast and what it measured, side by side.
@@ -303,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_takes_the_longer_of_reading_and_computing_and_the_overhead() {
+    fn a_token_computes_and_waits_for_what_is_read() {
         // 1 GB at memory's 10 GB/s, 2 GB at the kernel's 5 GB/s, 10 ms and 10 ms of overhead.
         let resident = at(1.0, 1e9);
         close(resident.compute_seconds, 0.5);
@@ -313,10 +345,15 @@ mod tests {
         // 10 of 20 experts of 125 MB.
         let half = at(0.5, 1e9);
         close(half.bytes_read_per_token, 1.25e9);
-        close(half.tokens_per_s, 1.0 / (1.25 + 0.02));
+        // Of a layer's two none, one or both are missing, at one in four, two and one: a read takes 125
+        // ms, and the other expert computes for 20.5 of them.
+        let waiting = 10.0 * (0.5 * (0.125 - 0.0205) + 0.25 * 0.25);
+        close(half.waiting_seconds, waiting);
+        close(half.tokens_per_s, 1.0 / (0.52 + waiting));
         assert_eq!((half.hit_rate, half.limit), (0.5, Limit::Disk));
-        // A disk that reads while the experts compute costs nothing.
-        close(at(0.5, 100e9).tokens_per_s, resident.tokens_per_s);
+        close(at(0.0, 1e9).waiting_seconds, 2.5);
+        // Of a fast disk only what no expert computes beside is waited for.
+        close(at(0.5, 100e9).waiting_seconds, 10.0 * 0.25 * 2.0 * 0.00125);
         close(work().active_bytes(), 3e9);
         close(work().uniform_hit_rate(), 0.25);
     }

@@ -1,7 +1,7 @@
 //! How fast a disk moves blocks: the io service at work on a file of its own.
 //!
-//! Law: the file is gone when the measurement is, whatever came of it (a kill leaves it, under a
-//! name that says what it is).
+//! Law: a file that was made for it is gone when the measurement is, whatever came of it (a kill leaves
+//! it, under a name that says what it is). A file that was there is only read.
 
 use super::arena::Arena;
 use super::disk::{
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 pub struct ProbeFile {
     path: PathBuf,
     len: u64,
+    /// Made for this, and not there before.
+    own: bool,
 }
 
 impl ProbeFile {
@@ -29,17 +31,35 @@ impl ProbeFile {
     /// `Io` when it cannot be made.
     pub fn make(dir: &Path, len: u64) -> Result<Self> {
         let path = dir.join(format!(".semoe-probe-{}", std::process::id()));
-        let file = Self { path, len };
+        let file = Self { path, len, own: true };
         std::fs::File::create(&file.path)
             .and_then(|made| made.set_len(len))
             .map_err(|e| Error::io(format!("creating {}", file.path.display()), e))?;
         Ok(file)
     }
+
+    /// A file that is there, to be read.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be looked at.
+    pub fn existing(path: &Path) -> Result<Self> {
+        let len = std::fs::metadata(path)
+            .map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?
+            .len();
+        Ok(Self { path: path.to_owned(), len, own: false })
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> u64 {
+        self.len
+    }
 }
 
 impl Drop for ProbeFile {
     fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.path));
+        if self.own {
+            drop(std::fs::remove_file(&self.path));
+        }
     }
 }
 
@@ -96,7 +116,7 @@ impl Probe {
         let (sender, done) = unbounded();
         let on_done = Arc::new(move |finished: IoDone| drop(sender.send(finished)));
         let path = file.path.clone();
-        let data = DataFile { id: FileId(0), path, len: file.len, read_only: false };
+        let data = DataFile { id: FileId(0), path, len: file.len, read_only: !file.own };
         let io = IoService::start(options, vec![data], Some((whole.ptr, whole.len)), on_done)?;
         Ok(Self { io, done, arena, block, depth, checksums })
     }

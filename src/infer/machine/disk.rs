@@ -24,6 +24,15 @@ const READING: Duration = Duration::from_millis(350);
 /// Calls of `tell` while the disk is measured.
 pub(super) const STEPS: u64 = 1 + (BLOCKS.len() * DEPTHS.len()) as u64;
 
+/// What the disk is measured with.
+#[derive(Debug, Clone, Copy)]
+pub enum Reads<'a> {
+    /// A file that is written to this folder, and removed again.
+    Written(&'a Path),
+    /// This file: what has lain on a disk for long may come slower than what was just written.
+    Of(&'a Path),
+}
+
 /// What was measured at one size and depth.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DiskPoint {
@@ -52,31 +61,38 @@ pub struct DiskFigures {
 }
 
 impl DiskFigures {
-    /// Measures the disk of `dir`; see [`super::Machine::measure`].
+    /// Measures the disk; see [`super::Machine::measure`].
     ///
     /// # Errors
-    /// `Io` when the disk fails, `Input` where it is too full, and what `tell` answers.
-    pub fn measure(dir: &Path, tell: &mut Tell<'_>) -> Result<Self> {
-        let failed = |doing: &str, e| Error::io(format!("{doing} {}", dir.display()), e);
-        let dir = dir.canonicalize().map_err(|e| failed("cannot find", e))?;
-        let device = device_of(&dir)?;
-        let disk = rustix::fs::statvfs(&dir).map_err(|e| failed("cannot ask", e.into()))?;
-        let largest = BLOCKS[BLOCKS.len() - 1];
-        let free = disk.f_bavail * disk.f_frsize;
-        let blocks = (free / 4).min(MOST) / largest;
-        if blocks * largest < LEAST {
-            return Err(Error::input("the disk is too full to be measured: give --dir elsewhere")
-                .with("dir", dir.display())
-                .with("free", Bytes(free)));
-        }
-        tell("writing what the disk is measured with")?;
-        let file = ProbeFile::make(&dir, blocks * largest)?;
+    /// `Io` when the disk fails, `Input` where it is too full or the file too small, and what `tell`
+    /// answers.
+    pub fn measure(reads: Reads<'_>, tell: &mut Tell<'_>) -> Result<Self> {
         let options = IoOptions::default();
-        let probe = Probe::open(&file, &options, largest, 16, Checksums::None)?;
-        let written = probe.run((0..blocks).map(|at| (IoOp::Write, at)), WRITING)?.bytes;
+        let largest = BLOCKS[BLOCKS.len() - 1];
+        let (dir, file, bytes) = match reads {
+            Reads::Written(dir) => {
+                let dir = canonical(dir)?;
+                tell("writing what the disk is measured with")?;
+                let (file, bytes) = written(&dir, &options)?;
+                (dir, file, bytes)
+            }
+            Reads::Of(path) => {
+                let path = canonical(path)?;
+                tell("looking at the file that is read")?;
+                let file = ProbeFile::existing(&path)?;
+                let bytes = file.bytes() / largest * largest;
+                if bytes < LEAST {
+                    return Err(Error::input("the file is too small to measure a disk with")
+                        .with("file", path.display())
+                        .with("least", Bytes(LEAST)));
+                }
+                (path.parent().unwrap_or(Path::new("/")).to_owned(), file, bytes)
+            }
+        };
+        let device = device_of(&dir)?;
+        let probe = Probe::open(&file, &options, largest, 1, Checksums::None)?;
         let io = probe.effective().clone();
         drop(probe);
-
         let mut points = Vec::new();
         for block in BLOCKS {
             for depth in DEPTHS {
@@ -84,7 +100,7 @@ impl DiskFigures {
                 let threads = (depth as usize).min(options.threads);
                 let options = IoOptions { depth: depth as usize, threads, ..options.clone() };
                 let probe = Probe::open(&file, &options, block, depth, Checksums::None)?;
-                let order = places(written / block).map(|at| (IoOp::Read, at));
+                let order = places(bytes / block).map(|at| (IoOp::Read, at));
                 let rate = probe.run(order, READING)?.rate();
                 points.push(DiskPoint { block, depth, rate });
             }
@@ -117,6 +133,28 @@ impl DiskFigures {
         let large = mix(at(high, few), at(high, many), up);
         mix(small, large, along).exp()
     }
+}
+
+fn canonical(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|e| Error::io(format!("cannot find {}", path.display()), e))
+}
+
+/// A file that was just written to `dir`, and how much of it.
+fn written(dir: &Path, options: &IoOptions) -> Result<(ProbeFile, u64)> {
+    let disk = rustix::fs::statvfs(dir)
+        .map_err(|e| Error::io(format!("cannot ask {}", dir.display()), e.into()))?;
+    let largest = BLOCKS[BLOCKS.len() - 1];
+    let free = disk.f_bavail * disk.f_frsize;
+    let blocks = (free / 4).min(MOST) / largest;
+    if blocks * largest < LEAST {
+        return Err(Error::input("the disk is too full to be measured: give --dir elsewhere")
+            .with("dir", dir.display())
+            .with("free", Bytes(free)));
+    }
+    let file = ProbeFile::make(dir, blocks * largest)?;
+    let probe = Probe::open(&file, options, largest, 16, Checksums::None)?;
+    let bytes = probe.run((0..blocks).map(|at| (IoOp::Write, at)), WRITING)?.bytes;
+    Ok((file, bytes))
 }
 
 /// The device that `path` lies on.
@@ -182,6 +220,25 @@ mod tests {
         // Beyond: as at the edge.
         close(disk.rate(1.0, 0.5), 1e8);
         close(disk.rate(1e12, 1e3), 16e8);
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_read_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        std::fs::write(&path, vec![7u8; LEAST as usize + 5]).unwrap();
+        let mut told = 0;
+        let figures = DiskFigures::measure(Reads::Of(&path), &mut |_| {
+            told += 1;
+            Ok(())
+        });
+        let figures = figures.unwrap();
+        assert_eq!((told, figures.points.len()), (STEPS, BLOCKS.len() * DEPTHS.len()));
+        assert!(figures.points.iter().all(|point| point.rate > 0.0));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
+        std::fs::write(&path, b"small").unwrap();
+        let error = DiskFigures::measure(Reads::Of(&path), &mut |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("model.safetensors"), "{error}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod kept;
 mod torch;
 
 pub use compute::ComputeFigures;
-pub use disk::{DiskFigures, DiskPoint, device_of};
+pub use disk::{DiskFigures, DiskPoint, Reads, device_of};
 pub use kept::{file, load, save};
 pub use torch::TorchFigures;
 
@@ -21,7 +21,6 @@ use crate::base::units::Bytes;
 use crate::infer::memory::whole_memory;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// All of it.
@@ -71,21 +70,20 @@ pub const STEPS: u64 = disk::STEPS + compute::STEPS + torch::STEPS;
 pub type Tell<'a> = dyn FnMut(&str) -> Result<()> + 'a;
 
 impl Machine {
-    /// Measures the disk of `dir`, with a file there that is removed again, and everything else.
-    /// Takes some seconds, and 0.5 GiB of memory and of disk at most; `tell` is called
-    /// [`STEPS`] times.
+    /// Measures the disk by `reads`, and everything else. Takes some seconds, and 0.5 GiB of memory and
+    /// of disk at most; `tell` is called [`STEPS`] times.
     ///
     /// # Errors
-    /// `Io` when `dir` cannot be written, `Torch` when libtorch fails, and whatever `tell`
+    /// `Io` when the disk cannot be written or read, `Torch` when libtorch fails, and whatever `tell`
     /// answers.
-    pub fn measure(dir: &Path, tell: &mut Tell<'_>) -> Result<Self> {
+    pub fn measure(reads: Reads<'_>, tell: &mut Tell<'_>) -> Result<Self> {
         let identity = Identity::here();
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             measured_at: now.map_or(0, |since| since.as_secs()),
             memory_bytes: whole_memory()?,
             huge_pages: huge_pages(),
-            disk: DiskFigures::measure(dir, tell)?,
+            disk: DiskFigures::measure(reads, tell)?,
             compute: ComputeFigures::measure(identity.threads, tell)?,
             torch: TorchFigures::measure(identity.threads, tell)?,
             identity,
