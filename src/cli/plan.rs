@@ -109,7 +109,10 @@ impl PlanArgs {
             Some(machine) => (machine, "measured by `semoe doctor`"),
             None => {
                 output::note("this machine was not measured yet: measuring it once\n")?;
-                (measure_and_keep(machine::Reads::Written(&self.disk))?, "measured now, and kept for the next time")
+                (
+                    measure_and_keep(machine::Reads::Written(&self.disk))?,
+                    "measured now, and kept for the next time",
+                )
             }
         };
         let disk = match self.ssd_gbps {

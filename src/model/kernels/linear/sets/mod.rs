@@ -3,7 +3,7 @@
 //! exactly; each set's sum is scaled in f32.
 //!
 //! One order of sums for every N. Columns are cut into blocks of [`K_BLOCK`]; within a block an output
-//! has sixteen sums, the i-th of them over set i of each stretch of 256 columns ([`layout`]), in order;
+//! has sixteen sums, the i-th of them over set i of each stretch of 256 columns ([`Layout`]), in order;
 //! they are added in a tree; blocks are added in order. Few rows of x multiply the codes as they are
 //! unpacked, a set in each lane (this file); many rows multiply a panel in which each lane has a row of
 //! W ([`panel`]).
