@@ -9,6 +9,7 @@ use super::pool::{Disjoint, Pool};
 #[cfg(target_arch = "x86_64")]
 use super::sets;
 use super::simd::Level;
+#[cfg(target_arch = "x86_64")]
 use super::work::sized;
 use crate::base::Result;
 use crate::model::kernels::dispatch::dispatched;
