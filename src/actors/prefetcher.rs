@@ -151,12 +151,6 @@ impl Prefetcher {
             }
         }
         self.moves = moves;
-        let stats = self.parts.cache.with(|hierarchy| hierarchy.stats().total());
-        self.parts.meter.hits.store(stats.hits, Ordering::Relaxed);
-        // A block that is on its way in when it is asked for was not there: no hit.
-        self.parts.meter.misses.store(stats.misses + stats.late, Ordering::Relaxed);
-        self.parts.meter.late.store(stats.late, Ordering::Relaxed);
-        self.parts.meter.prefetches.store(stats.prefetches, Ordering::Relaxed);
     }
 
     fn carry_out(&mut self, step: Move) -> Result<()> {

@@ -203,7 +203,7 @@ type Assembled = (Addr<Scheduler>, Crew, Vec<JoinHandle<()>>);
 fn assemble(spec: RankSpec) -> Result<Assembled> {
     let (rank, clock, capacity) = (spec.rank, spec.clock, spec.mailbox);
     let alarm = Alarm::new(rank, spec.events);
-    let meter = Arc::new(Meter::default());
+    let meter = Arc::new(Meter::new(Arc::clone(&spec.cache)));
     let supervisor = actor(capacity, |_| Supervisor::new(alarm.clone(), spec.patience));
     let engine: Engine<Planned> = Engine::new(spec.engine)?;
     let committed = spec.training.as_ref().map_or(0, |training| training.committed);

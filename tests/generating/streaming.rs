@@ -1,7 +1,7 @@
 //! What batching, chunks, threads, budgets and the order of arrival may not change, and what they
 //! may cost.
 
-use crate::common::{generate, options, prompts, text_of};
+use crate::common::{fixture, generate, options, prompts, text_of};
 use semoe::infer::foresight::PredictorKind;
 use semoe::infer::generator::Generator;
 use semoe::infer::options::Options;
@@ -142,6 +142,18 @@ fn a_warm_start_has_what_was_used_before_and_makes_the_same_text() {
         assert_eq!(settings.effective.warm, Some(3));
     }
     assert_eq!(make(None, false, PredictorKind::None).2.effective.warm, None);
+}
+
+#[test]
+fn every_use_of_an_expert_is_counted_whether_anything_is_read_or_not() {
+    let config = ModelConfig::from_hf(&fixture("olmoe")).unwrap();
+    let mut generator = Generator::open(&options("olmoe", None, 1)).unwrap();
+    let job = generator.job(prompts(4).pop().unwrap(), Sampling::greedy(), 24);
+    text_of(&mut generator, job);
+    let decode = generator.finish().unwrap().decode;
+    let uses = decode.passes * (config.layers * config.top_k) as u64;
+    assert!(decode.passes > 10 && decode.hits > decode.misses, "{decode:?}");
+    assert_eq!(decode.hits + decode.misses, uses, "{decode:?}");
 }
 
 #[test]

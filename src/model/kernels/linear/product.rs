@@ -60,7 +60,8 @@ pub(super) unsafe fn rows(
     unsafe { rows_from(level, w, x_nk, input, 0, out, from, to) }
 }
 
-/// As [`rows`], where the first row of `x_nk` is row `first` of what was taken.
+/// As [`rows`], where the first row of `x_nk` is row `first` of what was taken: with `first` over 0 one
+/// row alone.
 ///
 /// # Safety
 /// As [`rows`].
@@ -78,6 +79,7 @@ pub(super) unsafe fn rows_from(
     let (n, k) = (x_nk.len() / w.cols.max(1), w.cols);
     let (out_stride, add) = (out.stride, out.add);
     let to = to.min(w.rows);
+    debug_assert!(first == 0 || n == 1);
     if n == 0 || from >= to {
         return;
     }

@@ -37,9 +37,7 @@ pub(super) struct Q4K;
 pub(super) struct Q6K;
 pub(super) struct Mxfp4;
 pub(super) struct Int8;
-/// Int4 with groups of 32.
-pub(super) struct Int4By32;
-/// Int4 with this many groups in a stretch, 4 or 2.
+/// Int4 with this many groups in a stretch: 8, 4 or 2.
 pub(super) struct Int4By<const GROUPS: usize>;
 
 /// i8 as u8, 128 more.
@@ -198,33 +196,9 @@ impl Codes for Int8 {
     }
 }
 
-impl Codes for Int4By32 {
-    const LAYOUT: Layout = Layout::SplitNibbles;
-    const BYTES: usize = 128;
-    const AUX: usize = 16;
-    const ZERO: bool = true;
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn codes(w: *const u8) -> [__m512i; 4] {
-        // SAFETY: the caller's.
-        unsafe { nibbles(load(w), load(w.add(64))) }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn scales(_: *const u8, aux: *const u8) -> __m512 {
-        // SAFETY: the caller's.
-        spread(unsafe { halves::<8>(aux) }, const { Layout::SplitNibbles.groups(32) })
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn zeros(_: *const u8, second: *const u8) -> __m512 {
-        // SAFETY: the caller's.
-        spread(unsafe { halves::<8>(second) }, const { Layout::SplitNibbles.groups(32) })
-    }
-}
-
 impl<const GROUPS: usize> Codes for Int4By<GROUPS> {
-    const LAYOUT: Layout = Layout::Nibbles;
+    // Low and high nibbles of a byte are 32 columns apart.
+    const LAYOUT: Layout = if GROUPS == 8 { Layout::SplitNibbles } else { Layout::Nibbles };
     const BYTES: usize = 128;
     const AUX: usize = GROUPS * 2;
     const ZERO: bool = true;
@@ -238,13 +212,13 @@ impl<const GROUPS: usize> Codes for Int4By<GROUPS> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn scales(_: *const u8, aux: *const u8) -> __m512 {
         // SAFETY: the caller's.
-        spread(unsafe { halves::<GROUPS>(aux) }, const { Layout::Nibbles.groups(256 / GROUPS) })
+        spread(unsafe { halves::<GROUPS>(aux) }, const { Self::LAYOUT.groups(256 / GROUPS) })
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn zeros(_: *const u8, second: *const u8) -> __m512 {
         // SAFETY: the caller's.
-        spread(unsafe { halves::<GROUPS>(second) }, const { Layout::Nibbles.groups(256 / GROUPS) })
+        spread(unsafe { halves::<GROUPS>(second) }, const { Self::LAYOUT.groups(256 / GROUPS) })
     }
 }
 
@@ -384,7 +358,7 @@ mod tests {
                         Encoding::Q4K => elements::<Q4K>(&w),
                         Encoding::Q6K => elements::<Q6K>(&w),
                         Encoding::Mxfp4 => elements::<Mxfp4>(&w),
-                        Encoding::Int4 { group: 32 } => elements::<Int4By32>(&w),
+                        Encoding::Int4 { group: 32 } => elements::<Int4By<8>>(&w),
                         Encoding::Int4 { group: 64 } => elements::<Int4By<4>>(&w),
                         Encoding::Int4 { .. } => elements::<Int4By<2>>(&w),
                         _ => elements::<Int8>(&w),

@@ -17,8 +17,7 @@ mod rounding;
 
 use super::encoding::Encoding;
 use super::simd::sets::{fold, gather, load, sum};
-use codes::{Codes, Int4By, Int4By32, Int8, Mxfp4, Q4_0, Q4K, Q6K, Q8_0};
-
+use codes::{Codes, Int4By, Int8, Mxfp4, Q4_0, Q4K, Q6K, Q8_0};
 pub(super) use layout::Layout;
 use layout::{SETS, STRETCH};
 pub(super) use panel::{COLUMNS, Meeting};
@@ -98,7 +97,7 @@ pub(super) unsafe fn run(encoding: Encoding, call: &Call) {
             Encoding::Q4K => rows::<Q4K>(call),
             Encoding::Q6K => rows::<Q6K>(call),
             Encoding::Mxfp4 => rows::<Mxfp4>(call),
-            Encoding::Int4 { group: 32 } => rows::<Int4By32>(call),
+            Encoding::Int4 { group: 32 } => rows::<Int4By<8>>(call),
             Encoding::Int4 { group: 64 } => rows::<Int4By<4>>(call),
             Encoding::Int4 { .. } => rows::<Int4By<2>>(call),
             _ => rows::<Int8>(call),
@@ -131,7 +130,7 @@ pub(super) fn layout(encoding: Encoding) -> Layout {
         Encoding::Q4_0 => Q4_0::LAYOUT,
         Encoding::Q4K => Q4K::LAYOUT,
         Encoding::Mxfp4 => Mxfp4::LAYOUT,
-        Encoding::Int4 { group: 32 } => Int4By32::LAYOUT,
+        Encoding::Int4 { group: 32 } => Int4By::<8>::LAYOUT,
         Encoding::Int4 { .. } => Int4By::<2>::LAYOUT,
         Encoding::Int8 => Int8::LAYOUT,
         _ => Layout::Plain,

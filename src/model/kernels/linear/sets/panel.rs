@@ -114,25 +114,32 @@ unsafe fn stretch<W: Codes>(places: &[Place; ROWS], s: usize, panel: *mut Panel)
                 _mm512_store_si512(at.cast(), columns[lane]);
             }
         }
-        let mut rows = [_mm512_setzero_si512(); ROWS];
+        let mut numbers = [_mm512_setzero_ps(); ROWS];
         for r in 0..ROWS {
-            rows[r] = _mm512_castps_si512(W::scales(places[r].w, places[r].aux));
+            numbers[r] = W::scales(places[r].w, places[r].aux);
         }
-        let sets = transpose(rows);
-        for set in 0..SETS {
-            let at = &raw mut (*panel).scales[set][s];
-            _mm512_store_si512(at.cast(), sets[set]);
-        }
+        turn(numbers, s, &raw mut (*panel).scales);
         if W::ZERO {
             for r in 0..ROWS {
-                rows[r] = _mm512_castps_si512(W::zeros(places[r].w, places[r].second));
+                numbers[r] = W::zeros(places[r].w, places[r].second);
             }
-            let sets = transpose(rows);
-            for set in 0..SETS {
-                let at = &raw mut (*panel).zeros[set][s];
-                _mm512_store_si512(at.cast(), sets[set]);
-            }
+            turn(numbers, s, &raw mut (*panel).zeros);
         }
+    }
+}
+
+/// Puts what sixteen rows have for their sets where the sets have it for their rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn turn(rows: [__m512; ROWS], s: usize, out: *mut [[[f32; ROWS]; STRETCHES]; SETS]) {
+    let mut bits = [_mm512_setzero_si512(); ROWS];
+    for r in 0..ROWS {
+        bits[r] = _mm512_castps_si512(rows[r]);
+    }
+    let sets = transpose(bits);
+    for set in 0..SETS {
+        // SAFETY: the caller's: there is a place for each set of stretch `s`.
+        unsafe { _mm512_store_si512((&raw mut (*out)[set][s]).cast(), sets[set]) }
     }
 }
 
