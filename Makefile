@@ -2,6 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+semoe := $(or $(CARGO_TARGET_DIR),target)/release/semoe
 .PHONY: help bootstrap demo test verify fmt-check clippy check-tests doc audit fix bench bench-peers soak fuzz
 
 help: ## List the commands
@@ -12,9 +13,9 @@ bootstrap: ## Fetch libtorch, install missing packages (idempotent)
 
 demo: bootstrap ## Train on the King James Bible with experts on SSD, export, sample
 	cargo build --release --bin semoe
-	target/release/semoe train configs/demo.toml
-	target/release/semoe export runs/demo
-	target/release/semoe sample runs/demo --prompt "In the beginning" --tokens 120
+	$(semoe) train configs/demo.toml
+	$(semoe) export runs/demo
+	$(semoe) sample runs/demo --prompt "In the beginning" --tokens 120
 
 test: bootstrap verify ## Set everything up and pass every test
 

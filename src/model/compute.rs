@@ -40,7 +40,8 @@ pub fn in_effect(shape: &ExpertShape) -> String {
     };
     let asked = shape.precision.name();
     let experts = match Kernels::best(shape) {
-        Kernels::Tiles => format!("own tile kernels (AMX), {asked}"),
+        Kernels::Amx => format!("own tile kernels (AMX), {asked}"),
+        Kernels::Pairs => format!("own tile kernels (AVX-512 BF16), {asked}"),
         Kernels::Vector => format!("own vector kernels ({vectors}), {asked} summed in f32"),
         Kernels::Libtorch => format!("libtorch, {asked}"),
     };

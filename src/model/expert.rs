@@ -19,6 +19,8 @@ pub use shape::{ExpertShape, StateRanges};
 
 use super::kernels::parallel::Threads;
 use super::kernels::reduce::sum_squares;
+#[cfg(target_arch = "x86_64")]
+use super::kernels::tiles::Unit;
 use super::kernels::view::cast;
 use crate::base::{Error, Result};
 use schemars::JsonSchema;
@@ -66,8 +68,10 @@ impl Precision {
 pub enum Kernels {
     /// libtorch's matrix products and our activation.
     Libtorch,
-    /// Our own tiles (AMX), in bf16.
-    Tiles,
+    /// Our own tiles in bf16, on AMX.
+    Amx,
+    /// Our own tiles in bf16, on vectors of pairs (AVX-512 BF16).
+    Pairs,
     /// Our own products in f32 vector arithmetic, of either type.
     Vector,
 }
@@ -76,8 +80,8 @@ impl Kernels {
     /// The best that this machine has for the shape: the same for every call of a run.
     pub fn best(shape: &ExpertShape) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if tiles::fit(shape) {
-            return Self::Tiles;
+        if let Some(tiles) = [Self::Amx, Self::Pairs].into_iter().find(|tiles| tiles.fit(shape)) {
+            return tiles;
         }
         match products::better(shape.precision) {
             true => Self::Libtorch,
@@ -89,9 +93,11 @@ impl Kernels {
     pub fn fit(self, shape: &ExpertShape) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Tiles => tiles::fit(shape),
+            Self::Amx => tiles::fit(Unit::Amx, shape),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs => tiles::fit(Unit::Pairs, shape),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Tiles => false,
+            Self::Amx | Self::Pairs => false,
             Self::Libtorch | Self::Vector => shape.hidden > 0 && shape.width > 0,
         }
     }
@@ -169,7 +175,11 @@ pub fn forward(view: &ExpertView<'_>, x_nh: &Tensor, keep: bool) -> Result<(Tens
     check_input(view, x_nh, "input")?;
     match (view.values, view.kernels) {
         #[cfg(target_arch = "x86_64")]
-        (Values::Bf16(w), Kernels::Tiles) => tiles::forward(&view.shape, w, x_nh, keep),
+        (Values::Bf16(w), Kernels::Amx) => tiles::forward(Unit::Amx, &view.shape, w, x_nh, keep),
+        #[cfg(target_arch = "x86_64")]
+        (Values::Bf16(w), Kernels::Pairs) => {
+            tiles::forward(Unit::Pairs, &view.shape, w, x_nh, keep)
+        }
         (Values::F32(w), Kernels::Vector) => vector::forward(&view.shape, w, x_nh, keep),
         (Values::Bf16(w), Kernels::Vector) => vector::forward(&view.shape, w, x_nh, keep),
         (Values::F32(w), _) => products::forward(&view.shape, w, x_nh, keep),
@@ -230,8 +240,12 @@ pub fn backward(
     }
     match (view.values, view.kernels) {
         #[cfg(target_arch = "x86_64")]
-        (Values::Bf16(w), Kernels::Tiles) => {
-            tiles::backward(shape, w, x_nh, kept, g_nh, w_n, grad, first)
+        (Values::Bf16(w), Kernels::Amx) => {
+            tiles::backward(Unit::Amx, shape, w, x_nh, kept, g_nh, w_n, grad, first)
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Values::Bf16(w), Kernels::Pairs) => {
+            tiles::backward(Unit::Pairs, shape, w, x_nh, kept, g_nh, w_n, grad, first)
         }
         (Values::F32(w), Kernels::Vector) => {
             vector::backward(shape, w, x_nh, kept, g_nh, w_n, grad, first)

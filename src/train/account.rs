@@ -231,7 +231,7 @@ fn kept_by_experts(load: &Load, sizes: &Sizes) -> u64 {
     let rows = sizes.step * sizes.k;
     let padding = match Kernels::best(&load.shape) {
         Kernels::Libtorch | Kernels::Vector => 0,
-        Kernels::Tiles => (31 * sizes.e * sizes.mbs).min(31 * rows),
+        Kernels::Amx | Kernels::Pairs => (31 * sizes.e * sizes.mbs).min(31 * rows),
     };
     Kept::bytes(&load.shape, 1) / 32 * (rows + padding) * sizes.layers
 }

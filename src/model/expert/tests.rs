@@ -63,7 +63,7 @@ fn worst(got: &Tensor, want: &Tensor) -> f64 {
 
 /// Those that this machine has for the shape.
 fn all_kernels(shape: &ExpertShape) -> Vec<Kernels> {
-    let all = [Kernels::Libtorch, Kernels::Vector, Kernels::Tiles];
+    let all = [Kernels::Libtorch, Kernels::Vector, Kernels::Amx, Kernels::Pairs];
     all.into_iter().filter(|kernels| kernels.fit(shape)).collect()
 }
 
@@ -146,6 +146,23 @@ fn vectors_agree_at_every_edge() {
     for rows in 1..=70 {
         agrees_on(&case(18, 35, rows, Precision::Bf16), Kernels::Vector, rows % 2 == 0, 2e-2);
     }
+}
+
+/// Every number of rows up to several tiles, where part of a tile, of a column of tiles or of the
+/// depth counts.
+#[test]
+fn tiles_agree_with_every_number_of_rows() {
+    for rows in 1..=70 {
+        let c = case(96, 64, rows, Precision::Bf16);
+        for kernels in [Kernels::Amx, Kernels::Pairs] {
+            if kernels.fit(&c.shape) {
+                agrees_on(&c, kernels, rows % 2 == 0, 2e-2);
+            }
+        }
+    }
+    // Deeper than what the kernels take at once.
+    let c = case(608, 320, 41, Precision::Bf16);
+    agrees(&c, true, 2e-2);
 }
 
 #[test]

@@ -3,17 +3,18 @@
 use super::shape::ExpertShape;
 use super::{Gradients, Kept, KeptValues, Precision, empty, foreign_kept};
 use crate::base::Result;
-use crate::model::kernels::amx;
-pub(super) use crate::model::kernels::amx::KeptTiles;
+pub(super) use crate::model::kernels::tiles::KeptTiles;
+use crate::model::kernels::tiles::{self, Unit};
 use crate::model::kernels::view::{elements, elements_mut};
 use tch::Tensor;
 
-/// Whether the tile kernels take this shape on this machine.
-pub(super) fn fit(shape: &ExpertShape) -> bool {
-    shape.precision == Precision::Bf16 && amx::fits(shape.hidden, shape.width) && amx::available()
+/// Whether the tile kernels take this shape on a unit of this machine.
+pub(super) fn fit(unit: Unit, shape: &ExpertShape) -> bool {
+    shape.precision == Precision::Bf16 && tiles::fits(shape.hidden, shape.width) && unit.available()
 }
 
 pub(super) fn forward(
+    unit: Unit,
     shape: &ExpertShape,
     weights: &[u16],
     x_nh: &Tensor,
@@ -23,7 +24,8 @@ pub(super) fn forward(
     // SAFETY: a view has these kernels only where `fit` holds; the sizes follow from the shape,
     // which the weights and the input were checked against.
     let kept = unsafe {
-        amx::forward(
+        tiles::forward(
+            unit,
             &weights[shape.gate_up()],
             &weights[shape.down()],
             elements(x_nh)?,
@@ -38,6 +40,7 @@ pub(super) fn forward(
 
 #[expect(clippy::too_many_arguments, reason = "one signature for every kind of kernel")]
 pub(super) fn backward(
+    unit: Unit,
     shape: &ExpertShape,
     weights: &[u16],
     x_nh: &Tensor,
@@ -52,12 +55,15 @@ pub(super) fn backward(
         Some(KeptValues::Tiles(kept)) => kept,
         Some(KeptValues::Rows(_)) => return Err(foreign_kept()),
         // SAFETY: as in `forward`.
-        None => unsafe { amx::gate_up(&weights[shape.gate_up()], x, shape.hidden, shape.width)? },
+        None => unsafe {
+            tiles::gate_up(unit, &weights[shape.gate_up()], x, shape.hidden, shape.width)?
+        },
     };
     let mut dx_nh = empty(x_nh, shape.hidden)?;
     let mut dw_n = w_n.f_empty_like()?;
     let (grad_gate_up, grad_down) = grad.split_at_mut(shape.down().start);
-    let call = amx::BackwardCall {
+    let call = tiles::BackwardCall {
+        unit,
         hidden: shape.hidden,
         width: shape.width,
         weights_gate_up: &weights[shape.gate_up()],
@@ -72,6 +78,6 @@ pub(super) fn backward(
         first,
     };
     // SAFETY: as in `forward`; the kernels check that `kept` has these rows.
-    let sum_squares = unsafe { amx::backward(call, kept)? };
+    let sum_squares = unsafe { tiles::backward(call, kept)? };
     Ok(Gradients { dx_nh, dw_n, sum_squares: Some(sum_squares) })
 }

@@ -11,8 +11,6 @@
 
 pub mod adamw;
 pub mod allocator;
-#[cfg(target_arch = "x86_64")]
-pub mod amx;
 pub mod attend;
 pub mod dispatch;
 pub mod float;
@@ -24,5 +22,7 @@ pub mod rows;
 mod shared;
 pub mod split;
 pub mod swiglu;
+#[cfg(target_arch = "x86_64")]
+pub mod tiles;
 pub mod vector;
 pub mod view;

@@ -1,4 +1,5 @@
-//! The expert in bf16 on AMX tiles (Intel, since Sapphire Rapids), without libtorch.
+//! The expert in bf16 on tiles, without libtorch: multiplied by AMX (Intel, since Sapphire Rapids) or by
+//! vectors of bf16 pairs (AVX-512 BF16: AMD since Zen 4, Intel since Cooper Lake).
 //!
 //! An expert sees few rows and many weights, so weights are read straight from their slot, once,
 //! in the order in which they lie, and what is transposed or interleaved is the small side:
@@ -11,33 +12,28 @@
 //!            dW          = (dgu, gᵀ) · (x, act)   both packed, written once, past the caches
 //! ```
 //!
-//! Products are summed in f32 by the tile unit, in an order fixed by the shape. N rows (padded to
+//! Products are summed in f32, in an order fixed by the unit and the shape. N rows (padded to
 //! Np, a multiple of 32), H hidden, F expert width; both multiples of 32.
 //!
 //! A tile is 16 rows of 64 bytes. An A tile holds 16 × 32 bf16. A B tile holds 32 × 16 in pairs:
 //! its row r, column c is (`B[2r][c]`, `B[2r+1][c]`). Packed operands lie tile by tile, 1 KiB each.
 
+mod amx;
 mod backward;
 mod buffer;
 mod forward;
 mod lanes;
 mod pack;
-mod tile;
+mod pairs;
+mod unit;
 
 pub use backward::{BackwardCall, backward};
 pub use forward::{KeptTiles, forward, gate_up};
-
-use std::sync::OnceLock;
+pub use unit::Unit;
 
 /// Rows are padded to this: the depth of one tile product.
 const ROW_BLOCK: usize = 32;
 const TILE_BYTES: usize = 1024;
-
-/// Whether this machine and kernel offer AMX with bf16, and let this process use it.
-pub fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| tile::detected() && tile::permitted())
-}
 
 /// Whether the kernels take experts of this shape.
 pub fn fits(hidden: usize, width: usize) -> bool {

@@ -3,7 +3,7 @@
 use super::buffer::Tiles;
 use super::forward::{KeptTiles, Shape, kept_row};
 use super::lanes::{pair, rows_of, sigmoid, store_tile, to_bf16, transpose};
-use super::tile::{Block, Operand, Registers, product};
+use super::unit::{Block, Multiplier, Operand, Part, Unit};
 use super::{ROW_BLOCK, TILE_BYTES, pack};
 use crate::base::{Error, Result};
 use crate::model::kernels::parallel::{Threads, parallel_for};
@@ -14,6 +14,7 @@ use std::ops::Range;
 
 /// What the backward pass reads and writes; bf16 unless said. N rows.
 pub struct BackwardCall<'a> {
+    pub unit: Unit,
     pub hidden: usize,
     pub width: usize,
     /// [2F, H].
@@ -63,10 +64,11 @@ struct Scratch {
 /// As [`parallel_for`]; [`crate::base::ErrorKind::Bug`] when `kept` has another number of rows.
 ///
 /// # Safety
-/// [`super::available`] and [`super::fits`] hold; the slices have the sizes of their shapes, and
+/// The unit is available and [`super::fits`] holds; the slices have the sizes of their shapes, and
 /// `kept` was made for this expert shape.
 pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
-    let shape = Shape { rows: call.weights.len(), hidden: call.hidden, width: call.width };
+    let BackwardCall { unit, hidden, width, .. } = call;
+    let shape = Shape { unit, rows: call.weights.len(), hidden, width };
     if kept.rows != shape.rows {
         let text = "kept values are of another number of rows";
         return Err(Error::bug(text).with("kept", kept.rows).with("rows", shape.rows));
@@ -94,13 +96,13 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
         parallel_for(shape.width / 32, 1, |range| {
             let panel_tiles = 2 * shape.hidden / 32;
             let group = pack::panels_at_once(panel_tiles * TILE_BYTES).min(range.len());
-            let (registers, panels) = (Registers::take(), Tiles::new(group * panel_tiles));
+            let (multiplier, panels) = (Multiplier::take(unit), Tiles::new(group * panel_tiles));
             for first in range.clone().step_by(group) {
                 let blocks = first..(first + group).min(range.end);
                 pack_down(shape, call.weights_down, &panels, blocks.clone());
                 for block in blocks {
                     let panel = panels.tile((block - first) * panel_tiles);
-                    activation_block(&registers, shape, kept, &scratch, panel, block);
+                    activation_block(&multiplier, shape, kept, &scratch, panel, block);
                 }
             }
         })?;
@@ -108,13 +110,13 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
         let dx = Shared::new(call.dx);
         parallel_for(shape.hidden / 32, 1, |range| {
             let group = pack::panels_at_once(2 * f16 * TILE_BYTES).min(range.len());
-            let (registers, panels) = (Registers::take(), Tiles::new(group * 2 * f16));
+            let (multiplier, panels) = (Multiplier::take(unit), Tiles::new(group * 2 * f16));
             for first in range.clone().step_by(group) {
                 let blocks = first..(first + group).min(range.end);
                 pack_gate_up(shape, call.weights_gate_up, &panels, blocks.clone());
                 for block in blocks {
                     let panel = panels.tile((block - first) * 2 * f16);
-                    input_block(&registers, shape, &scratch, panel, block, dx);
+                    input_block(&multiplier, shape, &scratch, panel, block, dx);
                 }
             }
         })?;
@@ -122,7 +124,7 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
     let gate_up = Outer {
         slot: Shared::new(call.grad_gate_up),
         columns: shape.hidden,
-        depth: blocks_n,
+        rows: shape.rows,
         first: call.first,
         // Rows of gate, then rows of up: every other tile of what was kept.
         a: &|block| {
@@ -135,7 +137,7 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
     let down = Outer {
         slot: Shared::new(call.grad_down),
         columns: shape.width,
-        depth: blocks_n,
+        rows: shape.rows,
         first: call.first,
         a: &|block| scratch.g_columns.tile(block * blocks_n),
         a_step: TILE_BYTES,
@@ -147,12 +149,12 @@ pub unsafe fn backward(call: BackwardCall<'_>, kept: KeptTiles) -> Result<f64> {
     parallel_for(of_gate_up + of_down, 8, |range| {
         // SAFETY: all operands were packed above; each index owns a block of a slot and a sum.
         unsafe {
-            let registers = Registers::take();
+            let multiplier = Multiplier::take(unit);
             let mut block = Block::new();
             for index in range {
                 *out.at(index) = match index < of_gate_up {
-                    true => gate_up.block(&registers, index, &mut block),
-                    false => down.block(&registers, index - of_gate_up, &mut block),
+                    true => gate_up.block(&multiplier, index, &mut block),
+                    false => down.block(&multiplier, index - of_gate_up, &mut block),
                 };
             }
             _mm_sfence();
@@ -235,7 +237,7 @@ fn panel_operand(panel: *mut u8) -> Operand {
 /// 32 of F: dact = g · W_down for all rows, then through the activation.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn activation_block(
-    registers: &Registers,
+    multiplier: &Multiplier,
     shape: Shape,
     kept: &Tiles,
     scratch: &Scratch,
@@ -250,8 +252,9 @@ unsafe fn activation_block(
         let tile = |half: usize| scratch.g_rows.tile((2 * n + half) * depth).cast_const();
         let a = Operand::packed(tile(0), tile(1), TILE_BYTES);
         let b = panel_operand(panel);
+        let part = Part { rows: shape.rows_of(n), columns: 32, depth: shape.hidden };
         // SAFETY: all tiles were packed.
-        unsafe { product(registers, depth, a, b, &mut out) };
+        unsafe { multiplier.product(a, b, part, None, &mut out) };
         // SAFETY: 32 padded router weights of this block.
         let w: [__m512; 2] = std::array::from_fn(|half| unsafe {
             _mm512_loadu_ps(scratch.weights.as_ptr().wrapping_add(ROW_BLOCK * n + 16 * half))
@@ -322,7 +325,7 @@ unsafe fn sum_router_gradients(shape: Shape, scratch: &Scratch, out: &mut [f32])
 /// 32 of H: dx = d(gate, up) · W_gate_up for all rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn input_block(
-    registers: &Registers,
+    multiplier: &Multiplier,
     shape: Shape,
     scratch: &Scratch,
     panel: *mut u8,
@@ -336,8 +339,9 @@ unsafe fn input_block(
         let tile = |half: usize| scratch.d_pairs.tile((2 * n + half) * depth).cast_const();
         let a = Operand::packed(tile(0), tile(1), TILE_BYTES);
         let b = panel_operand(panel);
+        let part = Part { rows: shape.rows_of(n), columns: 32, depth: 2 * shape.width };
         // SAFETY: all tiles were packed.
-        unsafe { product(registers, depth, a, b, &mut out) };
+        unsafe { multiplier.product(a, b, part, None, &mut out) };
         for half in 0..2 {
             let start = ROW_BLOCK * n + 16 * half;
             for i in 0..shape.valid(start, 16) {
@@ -358,8 +362,8 @@ unsafe fn input_block(
 struct Outer<'a> {
     slot: Shared<f32>,
     columns: usize,
-    /// Blocks of 32 rows of the expert.
-    depth: usize,
+    /// Rows of the expert: the depth.
+    rows: usize,
     first: bool,
     /// The first A tile of 16 rows of the slot.
     a: &'a (dyn Fn(usize) -> *mut u8 + Sync),
@@ -371,13 +375,15 @@ struct Outer<'a> {
 impl Outer<'_> {
     /// Writes or adds to the 32 × 32 block `index`, by rows; answers Σ slot² of it afterwards.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn block(&self, registers: &Registers, index: usize, out: &mut Block) -> f64 {
+    unsafe fn block(&self, multiplier: &Multiplier, index: usize, out: &mut Block) -> f64 {
         let (row, column) = (index / (self.columns / 32), index % (self.columns / 32));
         let a = Operand::packed((self.a)(2 * row), (self.a)(2 * row + 1), self.a_step);
-        let tile = |half: usize| self.b.tile((2 * column + half) * self.depth).cast_const();
+        let blocks_n = self.rows.div_ceil(ROW_BLOCK);
+        let tile = |half: usize| self.b.tile((2 * column + half) * blocks_n).cast_const();
         let b = Operand::packed(tile(0), tile(1), TILE_BYTES);
-        // SAFETY: all tiles were packed.
-        unsafe { product(registers, self.depth, a, b, out) };
+        let part = Part { rows: 32, columns: 32, depth: self.rows };
+        // SAFETY: all tiles were packed, with zeros beyond the rows.
+        unsafe { multiplier.product(a, b, part, None, out) };
         let start = 32 * row * self.columns + 32 * column;
         // A slot that is written whole goes past the caches: it is read again much later, if ever.
         let stream = self.first && self.slot.at(0).addr().is_multiple_of(64);

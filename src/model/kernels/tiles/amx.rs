@@ -1,45 +1,13 @@
-//! The tile unit itself: permission, configuration, and the one product that all passes use.
+//! Intel's tile unit (AMX): permission, configuration, and the product.
 
-use super::TILE_BYTES;
+use super::unit::{Block, Operand};
 use std::arch::asm;
 
-/// Four f32 tiles, the result of one product: [[a0·b0, a0·b1], [a1·b0, a1·b1]].
-#[repr(C, align(64))]
-pub struct Block(pub [[[f32; 16]; 16]; 4]);
-
-impl Block {
-    pub fn new() -> Self {
-        Self([[[0.0; 16]; 16]; 4])
-    }
-}
-
-/// Where a tile's rows lie, and how far the next tile along the depth is.
-#[derive(Clone, Copy)]
-pub struct Operand {
-    pub tiles: [*const u8; 2],
-    /// Bytes from one row of a tile to the next.
-    pub stride: usize,
-    /// Bytes from one tile to the next along the depth.
-    pub step: usize,
-}
-
-impl Operand {
-    /// Two packed tiles.
-    pub fn packed(first: *const u8, second: *const u8, step: usize) -> Self {
-        Self { tiles: [first, second], stride: 64, step }
-    }
-}
-
-/// The processor's answer (CPUID leaf 7: AMX-TILE, AMX-BF16) and what our loops use beside it.
+/// The processor's answer: CPUID leaf 7, AMX-TILE and AMX-BF16.
 pub fn detected() -> bool {
     let leaf = std::arch::x86_64::__cpuid_count(7, 0).edx;
     let (bf16, tile) = (1 << 22, 1 << 24);
-    leaf & bf16 != 0
-        && leaf & tile != 0
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512bf16")
+    leaf & bf16 != 0 && leaf & tile != 0
 }
 
 /// Asks Linux for the tile registers of this process; every thread may use them afterwards.
@@ -70,7 +38,7 @@ pub struct Registers(());
 
 impl Registers {
     /// # Safety
-    /// Only where [`super::available`] is true.
+    /// Only where AMX is detected and permitted.
     pub unsafe fn take() -> Self {
         let mut config = Config {
             palette: 1,
@@ -198,5 +166,3 @@ pub unsafe fn product_ahead(
         )
     }
 }
-
-const _: () = assert!(size_of::<Block>() == 4 * TILE_BYTES);

@@ -2,7 +2,7 @@
 
 use super::buffer::Tiles;
 use super::lanes::{from_bf16, pair, rows_of, sigmoid, to_bf16, transpose};
-use super::tile::{Block, Operand, Registers, product, product_ahead};
+use super::unit::{Block, Multiplier, Operand, Part, Unit};
 use super::{ROW_BLOCK, TILE_BYTES, pack};
 use crate::base::Result;
 use crate::model::kernels::parallel::parallel_for;
@@ -28,6 +28,7 @@ impl KeptTiles {
 /// Shapes of one call.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
+    pub unit: Unit,
     pub rows: usize,
     pub hidden: usize,
     pub width: usize,
@@ -37,6 +38,11 @@ impl Shape {
     /// Blocks of 32 rows.
     pub fn blocks_n(&self) -> usize {
         self.rows.div_ceil(ROW_BLOCK)
+    }
+
+    /// Rows of block `n`.
+    pub fn rows_of(&self, n: usize) -> usize {
+        self.valid(n * ROW_BLOCK, ROW_BLOCK)
     }
 
     /// Valid rows from `row` on, at most `of`.
@@ -52,8 +58,9 @@ impl Shape {
 /// As [`parallel_for`].
 ///
 /// # Safety
-/// [`super::available`] and [`super::fits`] hold; the slices have the sizes of their shapes.
+/// The unit is available and [`super::fits`] holds; the slices have the sizes of their shapes.
 pub unsafe fn forward(
+    unit: Unit,
     weights_gate_up: &[u16],
     weights_down: &[u16],
     x: &[u16],
@@ -62,7 +69,7 @@ pub unsafe fn forward(
     width: usize,
     keep: bool,
 ) -> Result<Option<KeptTiles>> {
-    let shape = Shape { rows: x.len() / hidden, hidden, width };
+    let shape = Shape { unit, rows: x.len() / hidden, hidden, width };
     let blocks_n = shape.blocks_n();
     let act = Tiles::new(2 * blocks_n * width / 32);
     let kept = keep.then(|| Tiles::new(2 * blocks_n * width / 16));
@@ -72,9 +79,9 @@ pub unsafe fn forward(
     parallel_for(hidden / 32, 1, |range| {
         // SAFETY: by the caller's promise; each index writes columns of its own.
         unsafe {
-            let registers = Registers::take();
+            let multiplier = Multiplier::take(shape.unit);
             for block in range {
-                down_block(&registers, shape, weights_down, &act, block, o);
+                down_block(&multiplier, shape, weights_down, &act, block, o);
             }
         }
     })?;
@@ -89,12 +96,13 @@ pub unsafe fn forward(
 /// # Safety
 /// As [`forward`].
 pub unsafe fn gate_up(
+    unit: Unit,
     weights_gate_up: &[u16],
     x: &[u16],
     hidden: usize,
     width: usize,
 ) -> Result<KeptTiles> {
-    let shape = Shape { rows: x.len() / hidden, hidden, width };
+    let shape = Shape { unit, rows: x.len() / hidden, hidden, width };
     let kept = Tiles::new(2 * shape.blocks_n() * width / 16);
     // SAFETY: by the caller's promise.
     unsafe { first_product(shape, weights_gate_up, x, None, Some(&kept))? };
@@ -124,9 +132,9 @@ unsafe fn first_product(
     parallel_for(shape.width / 16, 1, |range| {
         // SAFETY: by the caller's promise; each index writes tiles of its own.
         unsafe {
-            let registers = Registers::take();
+            let multiplier = Multiplier::take(shape.unit);
             for block in range {
-                gate_up_block(&registers, shape, weights, &packed, block, act, kept);
+                gate_up_block(&multiplier, shape, weights, &packed, block, act, kept);
             }
         }
     })
@@ -135,7 +143,7 @@ unsafe fn first_product(
 /// 16 of F: gate and up for all rows, the activation, and what is kept.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn gate_up_block(
-    registers: &Registers,
+    multiplier: &Multiplier,
     shape: Shape,
     weights: &[u16],
     packed: &Tiles,
@@ -153,14 +161,11 @@ unsafe fn gate_up_block(
         let tile = |half: usize| packed.tile((2 * n + half) * depth).cast_const();
         let b = Operand::packed(tile(0), tile(1), TILE_BYTES);
         // The next 16 of F lie right behind these; the first blocks of rows fetch a share each.
-        let ahead = |at: *const u8| at.wrapping_add(block_bytes + n * depth * 512);
+        let ahead = (n < BLOCKS_AHEAD)
+            .then(|| [gate, up].map(|at| at.wrapping_add(block_bytes + n * depth * 512)));
+        let part = Part { rows: 32, columns: shape.rows_of(n), depth: shape.hidden };
         // SAFETY: rows 16 block .. + 16 of gate and up lie in the weights, B tiles were packed.
-        unsafe {
-            match n < BLOCKS_AHEAD {
-                true => product_ahead(registers, depth, a, b, [ahead(gate), ahead(up)], &mut out),
-                false => product(registers, depth, a, b, &mut out),
-            }
-        };
+        unsafe { multiplier.product(a, b, part, ahead, &mut out) };
         let [g0, g1, u0, u1] = &out.0;
         if let Some(kept) = kept {
             let index = KeptTiles::index(block, n, blocks_n);
@@ -203,7 +208,7 @@ unsafe fn gate_up_block(
 /// 32 of H: the second product for all rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn down_block(
-    registers: &Registers,
+    multiplier: &Multiplier,
     shape: Shape,
     weights: &[u16],
     act: &Tiles,
@@ -219,16 +224,11 @@ unsafe fn down_block(
         let a = Operand { tiles: [first, second], stride: 2 * shape.width, step: 64 };
         let tile = |half: usize| act.tile((2 * n + half) * depth).cast_const();
         let b = Operand::packed(tile(0), tile(1), TILE_BYTES);
-        let ahead = |at: *const u8| at.wrapping_add(block_bytes + n * depth * 512);
+        let ahead = (n < BLOCKS_AHEAD)
+            .then(|| [first, second].map(|at| at.wrapping_add(block_bytes + n * depth * 512)));
+        let part = Part { rows: 32, columns: shape.rows_of(n), depth: shape.width };
         // SAFETY: rows 32 block .. + 32 lie in the weights, B tiles were made by the first product.
-        unsafe {
-            match n < BLOCKS_AHEAD {
-                true => {
-                    product_ahead(registers, depth, a, b, [ahead(first), ahead(second)], &mut out)
-                }
-                false => product(registers, depth, a, b, &mut out),
-            }
-        };
+        unsafe { multiplier.product(a, b, part, ahead, &mut out) };
         for half in 0..2 {
             let low = transpose(rows_of(&out.0[half]));
             let high = transpose(rows_of(&out.0[2 + half]));
