@@ -8,10 +8,11 @@
 //!
 //! `cargo bench --bench linear -- [ENCODING…]` takes some encodings only.
 
+use memmap2::MmapMut;
 use semoe::model::kernels::allocator::tune_allocator;
 use semoe::model::kernels::linear::{
-    Activation, Activations, AlignedBytes, Encoding, ExpertWeights, GateUp, OwnedMatrix, Pool,
-    Work, encode, expert,
+    Activation, Activations, AlignedBytes, Encoding, ExpertWeights, GateUp, Matrix, OwnedMatrix,
+    Work, encode, expert, read,
 };
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,54 +72,73 @@ fn matrix(encoding: Encoding, rows: usize, cols: usize, random: &mut Random) -> 
     OwnedMatrix { encoding, rows, cols, transposed: false, data, scales }
 }
 
-struct Expert {
+/// Memory as slots of experts are: mapped, in huge pages where the system permits them.
+fn memory(bytes: usize) -> MmapMut {
+    let mut memory = MmapMut::map_anon(bytes).expect("it fits in memory");
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    memory.fill(1);
+    memory
+}
+
+/// Experts of one encoding, each in a slot.
+struct Experts {
+    memory: MmapMut,
+    slot: usize,
     parts: [OwnedMatrix; 3],
 }
 
-impl Expert {
+impl Experts {
+    /// Far more than the caches hold.
+    fn new(encoding: Encoding) -> Self {
+        let mut random = Random(0x1234_5678_9abc_def1);
+        let parts = [(WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)]
+            .map(|(rows, cols)| matrix(encoding, rows, cols, &mut random));
+        let slot = parts.iter().map(|part| places(part)[2]).sum::<usize>().next_multiple_of(4096);
+        let mut memory = memory(slot * (BYTES / slot + 1));
+        for slot in memory.chunks_exact_mut(slot) {
+            let mut rest = slot;
+            for part in &parts {
+                let [data, scales, end] = places(part);
+                let (place, behind) = rest.split_at_mut(end);
+                place[..data].copy_from_slice(&part.data);
+                place[scales..scales + part.scales.len()].copy_from_slice(&part.scales);
+                rest = behind;
+            }
+        }
+        Self { memory, slot, parts }
+    }
+
     fn bytes(&self) -> u64 {
         self.parts.iter().map(OwnedMatrix::bytes).sum()
     }
-    fn weights(&self) -> ExpertWeights<'_> {
-        let [gate, up, down] = &self.parts;
+
+    fn len(&self) -> usize {
+        self.memory.len() / self.slot
+    }
+
+    fn weights(&self, index: usize) -> ExpertWeights<'_> {
+        let mut rest = &self.memory[index * self.slot..][..self.slot];
+        let mut next = |part: &OwnedMatrix| {
+            let [data, scales, end] = places(part);
+            let (place, behind) = rest.split_at(end);
+            rest = behind;
+            let scales = &place[scales..scales + part.scales.len()];
+            Matrix { data: &place[..data], scales, ..part.view() }
+        };
+        let [gate, up, down] = self.parts.each_ref().map(&mut next);
         ExpertWeights {
-            gate_up: GateUp::Apart { gate: gate.view().into(), up: up.view().into() },
-            down: down.view().into(),
+            gate_up: GateUp::Apart { gate: gate.into(), up: up.into() },
+            down: down.into(),
             activation: Activation::SwiGlu,
         }
     }
 }
 
-/// Experts of one encoding, far more than the caches hold.
-fn experts(encoding: Encoding) -> Vec<Expert> {
-    let mut random = Random(0x1234_5678_9abc_def1);
-    let parts = [(WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)]
-        .map(|(rows, cols)| matrix(encoding, rows, cols, &mut random));
-    let first = Expert { parts };
-    let count = BYTES / first.bytes() as usize + 1;
-    (0..count)
-        .map(|_| {
-            let copy = |part: &OwnedMatrix| OwnedMatrix::copy_of(&part.view());
-            Expert { parts: first.parts.each_ref().map(copy) }
-        })
-        .collect()
-}
-
-/// Reads a buffer with all threads, and nothing else.
-fn read(pool: &mut Pool, buffer: &[u64]) {
-    const TASK: usize = 32 * 1024;
-    let total = AtomicU64::new(0);
-    pool.run(buffer.len() / TASK, &|_, task| {
-        let mut lanes = [0u64; 16];
-        for words in buffer[task * TASK..(task + 1) * TASK].as_chunks::<16>().0 {
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                *lane ^= word;
-            }
-        }
-        total.fetch_xor(lanes.iter().fold(0, |a, b| a ^ b), Ordering::Relaxed);
-    })
-    .expect("reading does not panic");
-    black_box(total.into_inner());
+/// In the slot: where a part's data ends, where its scales begin, where it ends.
+fn places(part: &OwnedMatrix) -> [usize; 3] {
+    let scales = part.data.len().next_multiple_of(64);
+    [part.data.len(), scales, (scales + part.scales.len()).next_multiple_of(64)]
 }
 
 fn seconds(work: impl FnOnce()) -> f64 {
@@ -132,9 +152,15 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn pass(experts: &[Expert], x: &[f32], weights: &[f32], out: &mut [f32], work: &mut Work) {
-    for e in experts {
-        expert(&e.weights(), x, weights, out, work).expect("the shapes fit");
+fn pass(
+    (experts, of): (&Experts, usize),
+    x: &[f32],
+    weights: &[f32],
+    out: &mut [f32],
+    work: &mut Work,
+) {
+    for index in 0..of {
+        expert(&experts.weights(index), x, weights, out, work).expect("the shapes fit");
     }
 }
 
@@ -155,19 +181,21 @@ fn region(work: &mut Work) {
     println!("a region that all {threads} threads enter: {:.2} µs (median)", median(times) * 1e6);
 }
 
-fn decode(encoding: Encoding, buffer: &[u64], work: &mut Work) {
-    let experts = experts(encoding);
-    let bytes: u64 = experts.iter().map(Expert::bytes).sum();
+fn decode(encoding: Encoding, buffer: &[u8], work: &mut Work) {
+    let experts = Experts::new(encoding);
+    let bytes = experts.bytes() * experts.len() as u64;
     print!("{:>10}", encoding.name());
     for rows in [1, 2, 4, 8] {
         let x = Random(77).numbers(rows * HIDDEN);
         let (weights, mut out) = (vec![0.5; rows], vec![0.0; rows * HIDDEN]);
         let (mut reads, mut passes) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            reads.push(seconds(|| read(work.pool(), buffer)));
-            passes.push(seconds(|| pass(&experts, &x, &weights, &mut out, work)));
+            reads.push(seconds(|| {
+                black_box(read(buffer, work).expect("it runs"));
+            }));
+            passes.push(seconds(|| pass((&experts, experts.len()), &x, &weights, &mut out, work)));
         }
-        let plain = size_of_val(buffer) as f64 / median(reads) / 1e9;
+        let plain = buffer.len() as f64 / median(reads) / 1e9;
         let time = median(passes);
         let rate = bytes as f64 / time / 1e9;
         let micros = time / experts.len() as f64 * 1e6;
@@ -178,7 +206,8 @@ fn decode(encoding: Encoding, buffer: &[u64], work: &mut Work) {
 }
 
 fn prefill(encoding: Encoding, work: &mut Work) {
-    let experts = &experts(encoding)[..3];
+    let experts = Experts::new(encoding);
+    let of = experts.len().min(3);
     print!("{:>10}", encoding.name());
     for rows in [64, 128, 512] {
         let x = Random(78).numbers(rows * HIDDEN);
@@ -187,11 +216,11 @@ fn prefill(encoding: Encoding, work: &mut Work) {
         let w_t = Tensor::randn([3 * WIDTH as i64, HIDDEN as i64], (Kind::Float, Device::Cpu));
         let (mut torch, mut ours) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            ours.push(seconds(|| pass(experts, &x, &weights, &mut out, work)));
+            ours.push(seconds(|| pass((&experts, of), &x, &weights, &mut out, work)));
             torch.push(seconds(|| drop(x_t.mm(&w_t.tr()))));
         }
         let rate = |time: f64| FLOPS * rows as f64 / time / 1e9;
-        let ours = rate(median(ours) / experts.len() as f64);
+        let ours = rate(median(ours) / of as f64);
         let torch = rate(median(torch));
         print!(" | {rows}: {ours:5.0} GFLOP/s {:.2} of {torch:.0}", ours / torch);
     }
@@ -206,7 +235,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let chosen = |e: &Encoding| wanted.is_empty() || wanted.iter().any(|w| w == e.name());
     let chosen: Vec<Encoding> = Encoding::ALL.into_iter().filter(chosen).collect();
-    let buffer: Vec<u64> = (0..BYTES as u64 / 8).collect();
+    let buffer = memory(BYTES);
     region(&mut work);
     println!(
         "an expert of {threads} threads, weights from memory: rows: rate, share of a plain read"

@@ -6,8 +6,9 @@
 //! Legend: T rows of a pass, K experts a row, H hidden, N rows of one expert.
 
 use crate::base::{Error, Result};
-use crate::model::forward::Routes;
-use crate::model::kernels::linear::{ExpertWeights, Work, expert, experts_of_row};
+use crate::model::forward::{Routes, each_row};
+use crate::model::kernels::linear::{ExpertWeights, Work, expert_at, experts_of_row};
+use crate::model::kernels::rows::add_sum;
 
 /// The routed experts of one layer and pass. Its buffers grow to the largest pass and stay.
 #[derive(Debug, Default)]
@@ -26,7 +27,6 @@ pub struct Mix {
     out_tkh: Vec<f32>,
     x_nh: Vec<f32>,
     weight_n: Vec<f32>,
-    out_nh: Vec<f32>,
 }
 
 impl Mix {
@@ -73,27 +73,19 @@ impl Mix {
         let to = self.chosen.get(nth + 1).map_or(self.places.len(), |(_, at)| *at);
         let (h, k) = (self.hidden, self.top_k.max(1));
         let places = &self.places[from..to];
-        if let [place] = places {
-            let place = *place as usize;
-            let x = &y_th[place / k * h..][..h];
-            let out = &mut self.out_tkh[place * h..][..h];
-            out.fill(0.0);
-            return expert(weights, x, &self.weights[place..=place], out, work);
-        }
-        self.x_nh.clear();
         self.weight_n.clear();
-        for place in places {
-            let place = *place as usize;
-            self.x_nh.extend_from_slice(&y_th[place / k * h..][..h]);
-            self.weight_n.push(self.weights[place]);
+        self.weight_n.extend(places.iter().map(|place| self.weights[*place as usize]));
+        let needed = places.len() * h;
+        if self.x_nh.len() < needed {
+            self.x_nh.reserve_exact(needed - self.x_nh.len());
+            self.x_nh.resize(needed, 0.0);
         }
-        self.out_nh.clear();
-        self.out_nh.resize(places.len() * h, 0.0);
-        expert(weights, &self.x_nh, &self.weight_n, &mut self.out_nh, work)?;
-        for (place, out) in places.iter().zip(self.out_nh.chunks_exact(h)) {
-            self.out_tkh[*place as usize * h..][..h].copy_from_slice(out);
-        }
-        Ok(())
+        let x_nh = &mut self.x_nh[..needed];
+        each_row(work.pool(), x_nh, h, |n, x| {
+            x.copy_from_slice(&y_th[places[n] as usize / k * h..][..h]);
+        })?;
+        let out_kh = &mut self.out_tkh[..self.weights.len() * h];
+        expert_at(weights, x_nh, &self.weight_n, places, out_kh, work)
     }
 
     /// Computes some experts of a pass of one row.
@@ -123,20 +115,18 @@ impl Mix {
     }
 
     /// Adds the sum over K of each row's experts to `x_th`.
-    pub fn add_to(&self, x_th: &mut [f32]) {
+    ///
+    /// # Errors
+    /// As the threads.
+    pub fn add_to(&self, x_th: &mut [f32], work: &mut Work) -> Result<()> {
         let (h, k) = (self.hidden, self.top_k.max(1));
-        for (x, out_kh) in x_th.chunks_exact_mut(h).zip(self.out_tkh.chunks_exact(k * h)) {
-            for (i, x) in x.iter_mut().enumerate() {
-                let sum: f32 = (0..k).map(|nth| out_kh[nth * h + i]).sum();
-                *x += sum;
-            }
-        }
+        each_row(work.pool(), x_th, h, |t, x| add_sum(x, &self.out_tkh[t * k * h..][..k * h]))
     }
 
     /// Bytes of the buffers of a pass of `rows` rows.
     pub fn bytes(rows: usize, top_k: usize, hidden: usize) -> u64 {
-        let each_row = top_k * hidden + 2 * hidden + 2 * top_k + 2;
-        4 * (rows * each_row) as u64
+        let row = top_k * hidden + hidden + 2 * top_k + 2;
+        4 * (rows * row) as u64
     }
 }
 
@@ -188,7 +178,7 @@ mod tests {
                 mix.run(index, &experts[index].weights(), &y, &mut work).unwrap();
             }
             let mut x = vec![1.0; 3 * H];
-            mix.add_to(&mut x);
+            mix.add_to(&mut x, &mut work).unwrap();
             results.push(x);
         }
         assert!(results.iter().all(|x| *x == results[0]));
@@ -215,7 +205,7 @@ mod tests {
         let weights: Vec<_> = chosen.iter().map(|index| experts[*index].weights()).collect();
         mix.run_row(&chosen, &weights, &y[..H], &mut work).unwrap();
         let mut x = vec![1.0; H];
-        mix.add_to(&mut x);
+        mix.add_to(&mut x, &mut work).unwrap();
         assert_eq!(x, results[0][..H]);
         assert!(mix.run_row(&[1], &[experts[1].weights()], &y[..H], &mut work).is_err());
         let routes = row;

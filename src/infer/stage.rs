@@ -136,7 +136,7 @@ impl DecodeStage {
             }
             self.parts.forward.embed(&self.pass.tokens, &mut self.pass.x_th)?;
         } else {
-            self.mix.add_to(&mut self.pass.x_th);
+            self.mix.add_to(&mut self.pass.x_th, &mut self.work)?;
             self.foresight.arrived();
         }
         for layer in from..layers {
@@ -157,7 +157,7 @@ impl DecodeStage {
             if missing {
                 return Ok(Outcome::fact(Fact::Done));
             }
-            self.mix.add_to(&mut self.pass.x_th);
+            self.mix.add_to(&mut self.pass.x_th, &mut self.work)?;
         }
         self.speak()?;
         Ok(self.ended())

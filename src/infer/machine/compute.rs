@@ -10,15 +10,13 @@ use crate::infer::forecast::Amounts;
 use crate::model::config::ModelConfig;
 use crate::model::family::Family;
 use crate::model::forward::{Forward, KvCache, KvType, Routes, Row, Tensors, matrix_shape};
-use crate::model::kernels::dispatch::dispatched;
 use crate::model::kernels::linear::{
     Activation, Activations, AlignedBytes, Encoding, ExpertWeights, GateUp, Matrix, OwnedMatrix,
-    Work, expert, linear,
+    Work, expert, linear, read,
 };
-use crate::model::kernels::view::cast;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::hint::black_box;
 use std::time::Duration;
 
 /// Bytes that are read: far more than caches hold.
@@ -61,7 +59,11 @@ impl ComputeFigures {
         tell("memory")?;
         let mut buffer = AlignedBytes::zeroed(BUFFER);
         buffer.fill(FILL);
-        let seconds = median_seconds(PATIENCE, MOST_RUNS, || read(&buffer, &mut work))?;
+        let seconds = median_seconds(PATIENCE, MOST_RUNS, || {
+            read(&buffer, &mut work).map(|all| {
+                black_box(all);
+            })
+        })?;
         let memory = BUFFER as f64 / seconds;
         let mut kernels = BTreeMap::new();
         for encoding in Encoding::ALL {
@@ -84,34 +86,6 @@ impl ComputeFigures {
         };
         amounts.0.iter().map(|(name, bytes)| bytes / rate(name)).sum()
     }
-}
-
-/// Reads a buffer with all threads, and nothing else.
-fn read(buffer: &[u8], work: &mut Work) -> Result<()> {
-    const TASK: usize = 64 * 1024;
-    let words = cast::<f32>(buffer)?;
-    let all = AtomicU32::new(0);
-    work.pool().run(words.len() / TASK, &|_, task| {
-        all.fetch_xor(joined(&words[task * TASK..(task + 1) * TASK]), Ordering::Relaxed);
-    })?;
-    std::hint::black_box(all.into_inner());
-    Ok(())
-}
-
-dispatched! {
-    /// All words joined, in vectors as wide as there are: the least work that needs every byte.
-    fn joined(words: &[f32]) -> u32 = joined_body;
-}
-
-#[inline(always)]
-fn joined_body(words: &[f32]) -> u32 {
-    let mut lanes = [0u32; 64];
-    for words in words.as_chunks::<64>().0 {
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane ^= word.to_bits();
-        }
-    }
-    lanes.iter().fold(0, |a, b| a ^ b)
 }
 
 /// Bytes a second of one-row products with the buffer as matrices of `encoding`.

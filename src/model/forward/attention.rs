@@ -15,7 +15,7 @@ use crate::base::Result;
 use crate::model::config::ModelConfig;
 use crate::model::family::{QkNorm, Slot};
 use crate::model::kernels::attend::{self, QUERIES, Query};
-use crate::model::kernels::linear::{Activations, OwnedMatrix, Pool, Work, linear};
+use crate::model::kernels::linear::{Activations, OwnedMatrix, Pool, Work, linear, linears};
 use crate::model::kernels::rows::{add, rms_norm_onto, rotate_halves, rotate_pairs};
 
 /// A matrix with the bias of its outputs.
@@ -45,10 +45,14 @@ impl Projection {
         work: &mut Work,
     ) -> Result<()> {
         linear(&self.matrix.view(), x, out, onto, work)?;
+        self.add_bias(out);
+        Ok(())
+    }
+
+    fn add_bias(&self, out: &mut [f32]) {
         if let Some(bias) = &self.bias {
             out.chunks_mut(bias.len()).for_each(|out| add(out, bias));
         }
-        Ok(())
     }
 }
 
@@ -256,9 +260,11 @@ impl Heads {
         let q = sized(&mut buffers.q, t * q_width);
         let k = sized(&mut buffers.k, t * kv_width);
         let v = sized(&mut buffers.v, t * kv_width);
-        self.q.apply(y_th, q, false, work)?;
-        self.k.apply(y_th, k, false, work)?;
-        self.v.apply(y_th, v, false, work)?;
+        let [wq, wk, wv] = [&self.q, &self.k, &self.v].map(|part| part.matrix.view());
+        linears([(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)], y_th, work)?;
+        for (part, out) in [(&self.q, &mut *q), (&self.k, &mut *k), (&self.v, &mut *v)] {
+            part.add_bias(out);
+        }
         let pool = work.pool();
         each_row(pool, q, q_width, |row, q| {
             self.turn(q, self.q_norm.as_deref(), call.angles.row(row));

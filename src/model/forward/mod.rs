@@ -29,7 +29,7 @@ mod tests;
 
 pub use cache::{KvCache, KvType};
 pub use router::Routes;
-pub use rows::Row;
+pub use rows::{Row, each_row};
 pub use tensors::{Tensors, matrix_shape};
 
 use super::config::ModelConfig;
@@ -40,7 +40,7 @@ use crate::base::{Error, Result};
 use attention::{Attention, Call, sized};
 use mlp::Tail;
 use rotary::{Angles, Rotary};
-use rows::{Run, divide, each_row};
+use rows::{Run, divide};
 use std::cell::RefCell;
 use tensors::Weights;
 

@@ -50,7 +50,7 @@ pub(super) fn divide(rows: &[Row], caches: usize, runs: &mut Vec<Run>) -> Result
 const ALONE: usize = 16 * 1024;
 
 /// Runs `body(row, out)` for every row of `width` numbers of `out`.
-pub(super) fn each_row(
+pub fn each_row(
     pool: &mut Pool,
     out: &mut [f32],
     width: usize,

@@ -32,6 +32,11 @@ dispatched! {
     pub fn add(x: &mut [f32], y: &[f32]) = add_body;
 }
 
+dispatched! {
+    /// x `[H]` += Σ_k rows[k, :], summed in their order: rows [K, H].
+    pub fn add_sum(x: &mut [f32], rows_kh: &[f32]) = add_sum_body;
+}
+
 #[inline(always)]
 fn inverse_norm(x: &[f32], eps: f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -85,6 +90,18 @@ fn add_body(x: &mut [f32], y: &[f32]) {
     }
 }
 
+#[inline(always)]
+fn add_sum_body(x: &mut [f32], rows_kh: &[f32]) {
+    let hidden = x.len();
+    for (i, x) in x.chunks_mut(LANES).enumerate() {
+        let mut sum = [0.0; LANES];
+        for row in rows_kh.chunks_exact(hidden) {
+            add_body(&mut sum, &row[i * LANES..][..x.len()]);
+        }
+        add_body(x, &sum);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +117,19 @@ mod tests {
         let mut onto = x;
         rms_norm_onto(&mut onto, &weight, 0.0);
         assert_eq!(onto, out);
+    }
+
+    #[test]
+    fn rows_are_summed_in_their_order() {
+        for hidden in [1, 15, 16, 37] {
+            let rows: Vec<f32> = (0..5 * hidden).map(|i| (i as f32 * 0.3).sin() * 1e3).collect();
+            let mut x = vec![0.5; hidden];
+            add_sum(&mut x, &rows);
+            for (i, x) in x.iter().enumerate() {
+                let sum: f32 = (0..5).map(|k| rows[k * hidden + i]).sum();
+                assert_eq!(*x, 0.5 + sum);
+            }
+        }
     }
 
     #[test]

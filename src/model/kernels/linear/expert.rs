@@ -112,16 +112,51 @@ pub fn expert(
     out_nh: &mut [f32],
     work: &mut Work,
 ) -> Result<()> {
+    let fit = out_nh.len() == x_nh.len();
+    run(e, x_nh, weight_n, out_nh, fit, None, work)
+}
+
+/// `out[places[n], :] = weight[n] · expert(x[n, :])` for the N rows given, each with a place of its own: x
+/// `[N, H]`, out `[K, H]`. The bits are those of [`expert`] onto zeros.
+///
+/// # Errors
+/// As [`expert`].
+pub fn expert_at(
+    e: &ExpertWeights<'_>,
+    x_nh: &[f32],
+    weight_n: &[f32],
+    places: &[u32],
+    out_kh: &mut [f32],
+    work: &mut Work,
+) -> Result<()> {
+    let rows = out_kh.len() / e.down.matrix.rows.max(1);
+    let own = places.is_sorted_by(|a, b| a < b);
+    let fit = places.len() == weight_n.len() && own;
+    let fit = fit && places.last().is_none_or(|last| (*last as usize) < rows);
+    run(e, x_nh, weight_n, out_kh, fit, Some(places), work)
+}
+
+/// Both; without places row n goes to place n and is added. `fit`: out has these places.
+fn run(
+    e: &ExpertWeights<'_>,
+    x_nh: &[f32],
+    weight_n: &[f32],
+    out: &mut [f32],
+    fit: bool,
+    places: Option<&[u32]>,
+    work: &mut Work,
+) -> Result<()> {
     let (hidden, width) = e.shape()?;
     let rows = weight_n.len();
-    if x_nh.len() != rows * hidden || out_nh.len() != rows * hidden {
+    if x_nh.len() != rows * hidden || !fit {
         let text = "an expert's rows, weights and outputs do not fit together";
         return Err(Error::bug(text)
             .with("rows", rows)
             .with("hidden", hidden)
             .with("x", x_nh.len())
-            .with("out", out_nh.len()));
+            .with("out", out.len()));
     }
+    let target = Disjoint::new(out);
     let Work { pool, scratch, level } = work;
     let Scratch { inputs, gate_up, act, out, bias } = scratch;
     let bias = sized(bias, 2 * width + hidden);
@@ -141,7 +176,7 @@ pub fn expert(
         gate_up: Disjoint::new(sized(gate_up, rows * 2 * width)),
         act: Disjoint::new(act_nf),
     };
-    let step = product::task_rows(e.first(), 2 * rows, pool.threads());
+    let step = product::task_rows(e.first(), 2 * rows, pool.threads(), 1);
     pool.run(width.div_ceil(step), &|_, task| {
         // SAFETY: matrices are checked, x was taken in, each task has columns of its own.
         unsafe { call.columns(task * step, width.min((task + 1) * step)) }
@@ -152,21 +187,26 @@ pub fn expert(
     take(input, down, act_nf, *level, pool)?;
     let y = sized(out, rows * hidden);
     let y = Outputs { all: Disjoint::new(y), stride: hidden, offset: 0, add: false };
-    let (out, act_nf, input, level) = (Disjoint::new(out_nh), &*act_nf, &*input, *level);
-    let step = product::task_rows(down, rows, pool.threads());
+    let (act_nf, input, level) = (&*act_nf, &*input, *level);
+    let step = product::task_rows(down, rows, pool.threads(), 1);
     pool.run(hidden.div_ceil(step), &|_, task| {
         let (from, to) = (task * step, hidden.min((task + 1) * step));
         // SAFETY: as above.
         unsafe { product::rows(level, down, act_nf, input, &y, from, to) };
         for (n, weight) in weight_n.iter().enumerate() {
-            let at = n * hidden + from;
-            // SAFETY: these rows of W are this task's, and so are their outputs.
-            let (out, y) = unsafe { (out.range(at, to - from), y.all.range(at, to - from)) };
+            let place = places.map_or(n, |places| places[n] as usize);
+            let len = to - from;
+            // SAFETY: these rows of W are this task's, and so are their outputs; no two rows of x have
+            // the same place.
+            let (out, y) = unsafe {
+                (target.range(place * hidden + from, len), y.all.range(n * hidden + from, len))
+            };
             if has_bias {
                 add_all(y, &bias_h[from..to]);
             }
-            for (out, y) in out.iter_mut().zip(y) {
-                *out += weight * *y;
+            match places {
+                Some(_) => out.iter_mut().zip(y).for_each(|(out, y)| *out = weight * *y),
+                None => out.iter_mut().zip(y).for_each(|(out, y)| *out += weight * *y),
             }
         }
     })

@@ -31,6 +31,7 @@ mod ints;
 mod matrix;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+mod plain;
 mod pool;
 mod product;
 mod quantise;
@@ -44,9 +45,10 @@ mod work;
 pub use aligned::AlignedBytes;
 pub use decode::decode_row;
 pub use encoding::Encoding;
-pub use expert::{Activation, ExpertWeights, GateUp, Projection, expert};
+pub use expert::{Activation, ExpertWeights, GateUp, Projection, expert, expert_at};
 pub use experts::experts_of_row;
 pub use matrix::{Matrix, OwnedMatrix, Vector};
+pub use plain::read;
 pub use pool::{Disjoint, Pool};
 pub use quantise::{Rounding, encode, encode_row};
 pub use work::{Activations, Work};
@@ -67,19 +69,60 @@ pub fn linear(
     add: bool,
     work: &mut Work,
 ) -> Result<()> {
-    w.check()?;
-    rows_of(w, x_nk, out_nm)?;
+    region([(*w, out_nm)], x_nk, add, work)
+}
+
+/// Several products of the same x: each out is what [`linear`] gives. Where all want x in the same form they
+/// share one region of the threads.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linears<const P: usize>(
+    products: [(Matrix<'_>, &mut [f32]); P],
+    x_nk: &[f32],
+    work: &mut Work,
+) -> Result<()> {
+    let form = |w: &Matrix<'_>| (w.transposed, w.cols, Form::of(w.encoding, work.level));
+    if products.iter().all(|(w, _)| form(w) == form(&products[0].0)) {
+        return region(products, x_nk, false, work);
+    }
+    products.into_iter().try_for_each(|product| region([product], x_nk, false, work))
+}
+
+/// Products of matrices that want x in the same form.
+fn region<const P: usize>(
+    products: [(Matrix<'_>, &mut [f32]); P],
+    x_nk: &[f32],
+    add: bool,
+    work: &mut Work,
+) -> Result<()> {
+    let Some((first, _)) = products.first() else { return Ok(()) };
+    let (transposed, cols) = (first.transposed, first.cols);
     let Work { pool, scratch, level } = work;
     let [input, _] = &mut scratch.inputs;
-    if !w.transposed {
-        input.take(Form::of(w.encoding, *level), x_nk, w.cols, pool)?;
+    let (rows, threads) = (x_nk.len() / cols.max(1), pool.threads());
+    for (w, out_nm) in &products {
+        w.check()?;
+        rows_of(w, x_nk, out_nm)?;
     }
-    let out = Outputs { stride: w.rows, offset: 0, add, all: Disjoint::new(out_nm) };
+    if !transposed {
+        input.take(Form::of(first.encoding, *level), x_nk, cols, pool)?;
+    }
     let (input, level) = (&*input, *level);
-    let step = product::task_rows(w, x_nk.len() / w.cols.max(1), pool.threads());
-    pool.run(w.rows.div_ceil(step), &|_, task| {
+    let mut tasks = 0;
+    let products = products.map(|(w, out_nm)| {
+        let step = product::task_rows(&w, rows, threads, P);
+        let first = tasks;
+        tasks += w.rows.div_ceil(step);
+        let out = Outputs { stride: w.rows, offset: 0, add, all: Disjoint::new(out_nm) };
+        (w, out, first, step)
+    });
+    pool.run(tasks, &|_, task| {
+        let of = products.iter().rfind(|(_, _, first, _)| *first <= task);
+        let Some((w, out, first, step)) = of else { return };
+        let from = (task - first) * step;
         // SAFETY: W is checked, x was taken in, out fits, and each task has rows of its own.
-        unsafe { product::rows(level, w, x_nk, input, &out, task * step, (task + 1) * step) }
+        unsafe { product::rows(level, w, x_nk, input, out, from, from + step) }
     })
 }
 

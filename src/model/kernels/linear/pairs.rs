@@ -7,8 +7,10 @@
 
 #![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
 
-use super::simd::pairs::{PAIRED, dot, load, load_part, sums, zero};
-use std::arch::x86_64::{__m128, __m512, _mm512_setzero_si512};
+use super::simd::pairs::{PAIRED, dot, load, load_part, prefetch, sums, zero};
+use std::arch::x86_64::{
+    __m128, __m512, _mm_add_ps, _mm_loadu_ps, _mm_storeu_ps, _mm512_setzero_si512,
+};
 
 /// Columns of a block: four rows of W and of x are in the first-level cache, half a row apart.
 const K_BLOCK: usize = 4096;
@@ -18,6 +20,8 @@ const FEW: usize = 4;
 const PANEL: usize = 32;
 /// Rows of a tile, of W and of x: sixteen accumulators.
 const TILE: usize = 4;
+const WIDE: usize = 8;
+const NARROW: usize = 2;
 
 /// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
 pub(super) struct Call {
@@ -49,12 +53,12 @@ pub(super) unsafe fn run(call: &Call) {
         if call.n > FEW {
             for panel in (0..call.n).step_by(PANEL) {
                 let end = (panel + PANEL).min(call.n);
-                let whole = rows / TILE * TILE;
-                for m in (call.from..call.from + whole).step_by(TILE) {
-                    columns::<TILE>(call, [m, m + 1, m + 2, m + 3], panel, end);
+                let whole = rows / WIDE * WIDE;
+                for m in (call.from..call.from + whole).step_by(WIDE) {
+                    columns::<WIDE, true>(call, std::array::from_fn(|r| m + r), panel, end);
                 }
                 for m in call.from + whole..call.to {
-                    columns::<1>(call, [m], panel, end);
+                    columns::<1, true>(call, [m], panel, end);
                 }
             }
             return;
@@ -62,36 +66,60 @@ pub(super) unsafe fn run(call: &Call) {
         // Four streams, each as long as can be: the memory's own look-ahead serves them best.
         let part = rows / TILE;
         for m in call.from..call.from + part {
-            columns::<TILE>(call, [m, m + part, m + 2 * part, m + 3 * part], 0, call.n);
+            columns::<TILE, false>(call, [m, m + part, m + 2 * part, m + 3 * part], 0, call.n);
         }
         for m in call.from + TILE * part..call.to {
-            columns::<1>(call, [m], 0, call.n);
+            columns::<1, false>(call, [m], 0, call.n);
         }
     }
 }
 
-/// Outputs of R rows of W for rows `c..end` of x.
+/// Outputs of R rows of W for rows `c..end` of x. Where AHEAD, one row of the next rows of W is asked for
+/// while each of the first groups of x passes: rows are too short for the memory's own look-ahead.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn columns<const R: usize>(call: &Call, rows: [usize; R], mut c: usize, end: usize) {
+unsafe fn columns<const R: usize, const AHEAD: bool>(
+    call: &Call,
+    rows: [usize; R],
+    mut c: usize,
+    end: usize,
+) {
+    let mut next = rows[R - 1] + 1;
     while c < end {
+        let ahead = (AHEAD && next <= rows[R - 1] + R).then_some(next);
+        next += 1;
         // SAFETY: the caller's.
         unsafe {
-            match end - c {
-                1 => blocks::<R, 1>(call, rows, c),
-                2 => blocks::<R, 2>(call, rows, c),
-                3 => blocks::<R, 3>(call, rows, c),
-                _ => blocks::<R, TILE>(call, rows, c),
+            if R == WIDE {
+                match (end - c, ahead) {
+                    (1, _) => blocks::<R, 1, AHEAD>(call, rows, c, next),
+                    (_, Some(next)) => blocks::<R, NARROW, AHEAD>(call, rows, c, next),
+                    (_, None) => blocks::<R, NARROW, false>(call, rows, c, next),
+                }
+                c += NARROW;
+                continue;
+            }
+            match (end - c, ahead) {
+                (1, _) => blocks::<R, 1, AHEAD>(call, rows, c, next),
+                (2, _) => blocks::<R, 2, AHEAD>(call, rows, c, next),
+                (3, _) => blocks::<R, 3, AHEAD>(call, rows, c, next),
+                (_, Some(next)) => blocks::<R, TILE, AHEAD>(call, rows, c, next),
+                (_, None) => blocks::<R, TILE, false>(call, rows, c, next),
             }
         }
         c += TILE;
     }
 }
 
-/// Outputs of R rows of W and C rows of x, over all blocks.
+/// Outputs of R rows of W and C rows of x, over all blocks; where AHEAD, row `next` of W is asked for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn blocks<const R: usize, const C: usize>(call: &Call, rows: [usize; R], c: usize) {
+unsafe fn blocks<const R: usize, const C: usize, const AHEAD: bool>(
+    call: &Call,
+    rows: [usize; R],
+    c: usize,
+    next: usize,
+) {
     let mut start = 0;
     while start < call.k {
         let len = (call.k - start).min(K_BLOCK);
@@ -101,17 +129,35 @@ unsafe fn blocks<const R: usize, const C: usize>(call: &Call, rows: [usize; R], 
             for r in 0..R {
                 w[r] = call.w.add(rows[r] * call.row_bytes + start * 2);
             }
+            // Opaque, so that each row's address stays in a register instead of being added up.
+            let w = std::hint::black_box(w);
             let x = call.x.add(c * call.x_stride + start);
-            let acc = tile::<R, C>(w, x, call.x_stride, len);
+            let next = call.w.wrapping_add(next * call.row_bytes + start * 2);
+            let acc = tile::<R, C, AHEAD>(w, x, call.x_stride, len, next);
             for j in 0..C {
-                let mut four = [zero(); TILE];
-                for r in 0..R {
-                    four[r] = acc[r][j];
-                }
-                let sums = std::mem::transmute::<__m128, [f32; TILE]>(sums(four));
-                for r in 0..R {
-                    let out = call.out.add((c + j) * call.out_stride + rows[r]);
-                    *out = if start == 0 && !call.add { sums[r] } else { *out + sums[r] };
+                for first in (0..R).step_by(TILE) {
+                    let mut four = [zero(); TILE];
+                    for r in first..R.min(first + TILE) {
+                        four[r - first] = acc[r][j];
+                    }
+                    let sums = sums(four);
+                    let (m, n) = (rows[first], c + j);
+                    if first + TILE <= R && rows[first + TILE - 1] == m + TILE - 1 {
+                        let out = call.out.add(n * call.out_stride + m);
+                        let all = if start == 0 && !call.add {
+                            sums
+                        } else {
+                            _mm_add_ps(_mm_loadu_ps(out), sums)
+                        };
+                        _mm_storeu_ps(out, all);
+                        continue;
+                    }
+                    let sums = std::mem::transmute::<__m128, [f32; TILE]>(sums);
+                    for r in first..R.min(first + TILE) {
+                        let sum = sums[r - first];
+                        let out = call.out.add((c + j) * call.out_stride + rows[r]);
+                        *out = if start == 0 && !call.add { sum } else { *out + sum };
+                    }
                 }
             }
         }
@@ -122,11 +168,12 @@ unsafe fn blocks<const R: usize, const C: usize>(call: &Call, rows: [usize; R], 
 /// Lanes of the sums of one block: R rows of W, C rows of x, `len` columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn tile<const R: usize, const C: usize>(
+unsafe fn tile<const R: usize, const C: usize, const AHEAD: bool>(
     w: [*const u8; R],
     x: *const u16,
     x_stride: usize,
     len: usize,
+    next: *const u8,
 ) -> [[__m512; C]; R] {
     let mut acc = [[zero(); C]; R];
     let mut weights = [_mm512_setzero_si512(); R];
@@ -135,6 +182,9 @@ unsafe fn tile<const R: usize, const C: usize>(
     unsafe {
         let mut k = 0;
         while k < whole {
+            if AHEAD {
+                prefetch(next.wrapping_add(k * 2));
+            }
             for r in 0..R {
                 weights[r] = load(w[r].add(k * 2));
             }

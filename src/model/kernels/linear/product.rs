@@ -10,28 +10,40 @@ use super::{columns, floats, ints};
 use super::{pairs, sets};
 
 /// Bytes of W below which a task costs more to hand out than to do.
-const LEAST_BYTES: usize = 16 * 1024;
-/// Tasks a thread: a thread that is held up leaves its share to the others.
-const TASKS: usize = 8;
+const LEAST_BYTES: usize = 16 << 10;
+/// Bytes of W beyond which a task of few rows is long enough. Where memory is what takes the time each
+/// task begins by waiting for it, so tasks are few.
+const LONG_BYTES: usize = 1 << 20;
+/// Tasks a thread: a thread that is held up leaves its share to the others. With few rows, and with many.
+const TASKS: [usize; 2] = [2, 8];
 /// With fewer rows than this the weights are what takes the time; with more, the products.
 const FEW: usize = 8;
 /// Tasks are cut at multiples of this many rows of W.
 const CUT: usize = 16;
 
-/// Rows of W a task, for a product of `n` rows on `threads` threads; a multiple of the kernel's
-/// own step where there are enough.
-pub(super) fn task_rows(w: &Matrix<'_>, n: usize, threads: usize) -> usize {
-    let cut = if w.transposed {
-        columns::CUT
-    } else if n > FEW {
-        3 * CUT
-    } else {
-        CUT
+/// Rows of W a task, for a product of `n` rows on `threads` threads, one of `of` like it in a region of
+/// them; a multiple of the kernel's own step where there are enough.
+pub(super) fn task_rows(w: &Matrix<'_>, n: usize, threads: usize, of: usize) -> usize {
+    let few = n <= FEW;
+    let cut = match (w.transposed, few) {
+        (true, _) => columns::CUT,
+        (false, true) => CUT,
+        (false, false) => 3 * CUT,
     };
     let row_bytes = (w.data.len() / w.rows.max(1)).max(1);
     let least = LEAST_BYTES.div_ceil(row_bytes * n.max(1));
-    let share = if threads == 1 { w.rows } else { w.rows.div_ceil(threads * TASKS) };
-    share.max(least).max(1).next_multiple_of(cut)
+    let tasks = (threads * TASKS[usize::from(!few)]).div_ceil(of);
+    let share = if threads == 1 { w.rows } else { w.rows.div_ceil(tasks) };
+    let long = if few { LONG_BYTES.div_ceil(row_bytes) } else { usize::MAX };
+    let most = share.min(long).max(least).max(1).div_ceil(cut);
+    cut * even(w.rows.div_ceil(cut) * of, most, threads)
+}
+
+/// Units a task, at most `most` and more than half of it, that leave threads idle least while the last tasks
+/// are done.
+fn even(units: usize, most: usize, threads: usize) -> usize {
+    let rounds = |each: &usize| units.div_ceil(*each).div_ceil(threads) * each;
+    (most / 2 + 1..=most).rev().min_by_key(rounds).unwrap_or(most)
 }
 
 /// Outputs that tasks write: element (n, m) at n · `stride` + `offset` + m.

@@ -27,7 +27,7 @@ use std::arch::x86_64::*;
 /// Columns of a block: sixteen rows of codes are 32 KiB.
 const K_BLOCK: usize = 2048;
 /// Bytes ahead of the weights in use that are asked for.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
 pub(super) struct Call {
@@ -160,6 +160,11 @@ unsafe fn rows<W: Codes>(call: &Call) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn few<W: Codes>(call: &Call) {
     let half = (call.to - call.from) / 2;
+    for at in (0..AHEAD).step_by(64) {
+        for m in [call.from, call.from + half] {
+            _mm_prefetch::<_MM_HINT_NTA>(call.w.wrapping_add(m * call.row_bytes + at).cast());
+        }
+    }
     for m in call.from..call.from + half {
         // SAFETY: the caller's.
         unsafe { columns::<W, 2>(call, [m, m + half]) }
@@ -264,7 +269,7 @@ unsafe fn outputs<W: Codes, const R: usize, const C: usize>(
                     let place = Place::of::<W>(call, rows[r], s);
                     let mut ahead = AHEAD;
                     while ahead < AHEAD + W::BYTES {
-                        _mm_prefetch::<_MM_HINT_T0>(place.w.wrapping_add(ahead).cast());
+                        _mm_prefetch::<_MM_HINT_NTA>(place.w.wrapping_add(ahead).cast());
                         ahead += 64;
                     }
                     step::<W, C>(place, &x, s, &mut acc[r]);

@@ -32,6 +32,13 @@ pub unsafe fn load_part(p: *const u8, len: usize) -> __m512i {
     unsafe { _mm512_maskz_loadu_epi16(mask, p.cast()) }
 }
 
+/// Asks for the line at `p`, which need not exist, in the second-level cache.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub fn prefetch(p: *const u8) {
+    _mm_prefetch::<_MM_HINT_T1>(p.cast());
+}
+
 /// acc + the products of a's and b's neighbours, pair by pair.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
