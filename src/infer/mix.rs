@@ -133,7 +133,7 @@ impl Mix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::kernels::linear::{Activation, Activations, GateUp, OwnedMatrix};
+    use crate::model::kernels::linear::{Activation, Activations, GateUp, OwnedMatrix, expert};
 
     const H: usize = 4;
     const F: usize = 3;

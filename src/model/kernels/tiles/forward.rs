@@ -59,6 +59,7 @@ impl Shape {
 ///
 /// # Safety
 /// The unit is available and [`super::fits`] holds; the slices have the sizes of their shapes.
+#[expect(clippy::too_many_arguments, reason = "a kernel takes what it works on, flat")]
 pub unsafe fn forward(
     unit: Unit,
     weights_gate_up: &[u16],
