@@ -113,6 +113,7 @@ def deepspeed_step(folder, batch, layers):
                 "nvme_path": folder,
                 "buffer_count": 4,
                 "buffer_size": largest,
+                "max_in_cpu": 0,
                 "pin_memory": False,
             },
             "offload_optimizer": {
