@@ -12,7 +12,7 @@ use std::arch::x86_64::{
     __m128, __m512, _mm_add_ps, _mm_loadu_ps, _mm_storeu_ps, _mm512_setzero_si512,
 };
 
-/// Columns of a block: four rows of W and of x are in the first-level cache, half a row apart.
+/// Columns of a block.
 const K_BLOCK: usize = 4096;
 /// Up to this many rows of x the weights' bytes are what takes the time.
 const FEW: usize = 4;
@@ -20,6 +20,7 @@ const FEW: usize = 4;
 const PANEL: usize = 32;
 /// Rows of a tile, of W and of x: sixteen accumulators.
 const TILE: usize = 4;
+/// Of many rows of x: so many of W, which stay in the first-level cache, by so many of x, which pass.
 const WIDE: usize = 8;
 const NARROW: usize = 2;
 
@@ -81,33 +82,22 @@ pub(super) unsafe fn run(call: &Call) {
 unsafe fn columns<const R: usize, const AHEAD: bool>(
     call: &Call,
     rows: [usize; R],
-    mut c: usize,
+    c: usize,
     end: usize,
 ) {
-    let mut next = rows[R - 1] + 1;
-    while c < end {
-        let ahead = (AHEAD && next <= rows[R - 1] + R).then_some(next);
-        next += 1;
+    let most = if R == WIDE { NARROW } else { TILE };
+    for (nth, c) in (c..end).step_by(most).enumerate() {
+        let next = rows[R - 1] + 1 + nth;
         // SAFETY: the caller's.
         unsafe {
-            if R == WIDE {
-                match (end - c, ahead) {
-                    (1, _) => blocks::<R, 1, AHEAD>(call, rows, c, next),
-                    (_, Some(next)) => blocks::<R, NARROW, AHEAD>(call, rows, c, next),
-                    (_, None) => blocks::<R, NARROW, false>(call, rows, c, next),
-                }
-                c += NARROW;
-                continue;
-            }
-            match (end - c, ahead) {
-                (1, _) => blocks::<R, 1, AHEAD>(call, rows, c, next),
-                (2, _) => blocks::<R, 2, AHEAD>(call, rows, c, next),
-                (3, _) => blocks::<R, 3, AHEAD>(call, rows, c, next),
-                (_, Some(next)) => blocks::<R, TILE, AHEAD>(call, rows, c, next),
-                (_, None) => blocks::<R, TILE, false>(call, rows, c, next),
+            match most.min(end - c) {
+                1 => blocks::<R, 1, AHEAD>(call, rows, c, next),
+                2 if nth < R => blocks::<R, 2, AHEAD>(call, rows, c, next),
+                2 => blocks::<R, 2, false>(call, rows, c, next),
+                3 => blocks::<R, 3, AHEAD>(call, rows, c, next),
+                _ => blocks::<R, TILE, AHEAD>(call, rows, c, next),
             }
         }
-        c += TILE;
     }
 }
 
@@ -141,22 +131,19 @@ unsafe fn blocks<const R: usize, const C: usize, const AHEAD: bool>(
                         four[r - first] = acc[r][j];
                     }
                     let sums = sums(four);
-                    let (m, n) = (rows[first], c + j);
-                    if first + TILE <= R && rows[first + TILE - 1] == m + TILE - 1 {
-                        let out = call.out.add(n * call.out_stride + m);
-                        let all = if start == 0 && !call.add {
-                            sums
-                        } else {
-                            _mm_add_ps(_mm_loadu_ps(out), sums)
-                        };
-                        _mm_storeu_ps(out, all);
+                    let out = call.out.add((c + j) * call.out_stride);
+                    let replace = start == 0 && !call.add;
+                    if R == WIDE {
+                        // These rows of W are neighbours, and so are their outputs.
+                        let out = out.add(rows[first]);
+                        let sums = if replace { sums } else { _mm_add_ps(_mm_loadu_ps(out), sums) };
+                        _mm_storeu_ps(out, sums);
                         continue;
                     }
                     let sums = std::mem::transmute::<__m128, [f32; TILE]>(sums);
                     for r in first..R.min(first + TILE) {
-                        let sum = sums[r - first];
-                        let out = call.out.add((c + j) * call.out_stride + rows[r]);
-                        *out = if start == 0 && !call.add { sum } else { *out + sum };
+                        let out = out.add(rows[r]);
+                        *out = if replace { sums[r - first] } else { *out + sums[r - first] };
                     }
                 }
             }
