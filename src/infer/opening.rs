@@ -142,7 +142,7 @@ mod tests {
         let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         copy_of("mixtral", dir.path());
         open(dir.path(), cache.path()).unwrap();
-        let folder = std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+        let folder = folder_of(&real(dir.path()).unwrap(), cache.path()).unwrap();
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_file() {
