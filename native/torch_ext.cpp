@@ -67,6 +67,13 @@ int semoe_autograd_grad(void *const *outputs, void *const *grad_outputs, size_t 
   });
 }
 
+int semoe_parallel_for(int64_t n, int64_t grain, void (*body)(void *, int64_t, int64_t),
+                       void *ctx) {
+  return guarded([&] {
+    at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(ctx, begin, end); });
+  });
+}
+
 int semoe_set_threads(int n) {
   return guarded([&] {
     // Of this thread alone. at::set_num_threads also sets MKL's count for the whole process, so a

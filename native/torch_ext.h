@@ -19,6 +19,10 @@ const char *semoe_torch_version();
 int semoe_autograd_grad(void *const *outputs, void *const *grad_outputs, size_t n_outputs,
                         void *const *inputs, size_t n_inputs, int retain_graph, void **grads);
 
+// Runs `body(ctx, begin, end)` over [0, n) on libtorch's intra-op threads.
+int semoe_parallel_for(int64_t n, int64_t grain, void (*body)(void *, int64_t, int64_t),
+                       void *ctx);
+
 // Sets how many intra-op threads the calling thread's parallel regions use.
 int semoe_set_threads(int n);
 

@@ -35,12 +35,8 @@ impl Threads {
             StorageEngine::Auto | StorageEngine::Pool => config.storage.io_threads.max(1),
         };
         Self {
-            compute: with_helpers(load.threads) * load.ranks,
-            optimizer: if own {
-                with_helpers(config.actors.optimizer.threads) * load.ranks
-            } else {
-                0
-            },
+            compute: load.threads * load.ranks,
+            optimizer: if own { config.actors.optimizer.threads * load.ranks } else { 0 },
             io: io * load.ranks,
             actors: (3 + usize::from(load.ranks > 1)) * load.ranks,
             index: INDEX,
@@ -51,12 +47,6 @@ impl Threads {
     pub fn total(&self) -> usize {
         self.compute + self.optimizer + self.io + self.actors + self.index + self.main
     }
-}
-
-/// A thread that computes on `threads` with its helpers: as many of libtorch's as of our own, which take
-/// turns.
-fn with_helpers(threads: usize) -> usize {
-    (2 * threads).saturating_sub(1)
 }
 
 impl std::fmt::Display for Threads {

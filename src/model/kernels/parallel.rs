@@ -1,23 +1,24 @@
-//! Threads of our own loops in training, and how many libtorch uses.
+//! The threads of libtorch for our own loops, and the process-wide settings of speed.
 //!
 //! An executor, and an optimizer with several threads of its own, enter parallel regions: each has
 //! helpers that stay as long as it does. Threads without helpers call the kernels with
 //! [`Threads::Calling`].
-//!
-//! The helpers are not libtorch's: those sleep when a region ends (another thread may use the core), and an
-//! expert enters eight regions of some 100 µs. Ours look for the next region for a moment first.
 
-use super::linear::Pool;
 use crate::base::{Error, ErrorKind, Result};
-use std::cell::RefCell;
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 unsafe extern "C" {
     fn semoe_last_error() -> *const c_char;
+    fn semoe_parallel_for(
+        n: i64,
+        grain: i64,
+        body: extern "C" fn(*mut c_void, i64, i64),
+        ctx: *mut c_void,
+    ) -> c_int;
     fn semoe_set_threads(n: c_int) -> c_int;
 }
 
@@ -41,6 +42,7 @@ struct Region<F> {
     share: usize,
     /// The first index that no thread has taken.
     next: AtomicUsize,
+    panicked: AtomicBool,
 }
 
 impl<F: Fn(Range<usize>)> Region<F> {
@@ -56,38 +58,39 @@ impl<F: Fn(Range<usize>)> Region<F> {
     }
 }
 
-thread_local! {
-    /// The helpers of this thread.
-    static HELPERS: RefCell<Option<Pool>> = const { RefCell::new(None) };
+extern "C" fn enter<F: Fn(Range<usize>) + Sync>(ctx: *mut c_void, _begin: i64, _end: i64) {
+    // SAFETY: `ctx` is the `Region<F>` that `parallel_for` keeps alive until all threads are done.
+    let region = unsafe { &*ctx.cast::<Region<F>>() };
+    // A panic must not unwind through C++ frames.
+    if catch_unwind(AssertUnwindSafe(|| region.work())).is_err() {
+        region.panicked.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Runs `body` over disjoint ranges that cover `0..n`, each of at least `grain` indices but the
-/// last, on this thread and its helpers. Which thread takes which range depends on how fast each
+/// last, on libtorch's intra-op threads. Which thread takes which range depends on how fast each
 /// is (another thread may hold its core for a while), so a body's result must not.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when the system refuses a thread; [`ErrorKind::Bug`] when a body panics.
+/// [`ErrorKind::Torch`] when libtorch throws; [`ErrorKind::Bug`] when a body panics.
 pub fn parallel_for<F: Fn(Range<usize>) + Sync>(n: usize, grain: usize, body: F) -> Result<()> {
     if n == 0 {
         return Ok(());
     }
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
     let share = n.div_ceil(threads * SHARES).max(grain).max(1);
-    let region = Region { body, n, share, next: AtomicUsize::new(0) };
+    let (next, panicked) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let region = Region { body, n, share, next, panicked };
+    let ctx = std::ptr::from_ref(&region).cast_mut().cast::<c_void>();
     let workers = threads.min(n.div_ceil(share));
-    HELPERS.with(|helpers| {
-        // A region inside another one of this thread is worked on by this thread.
-        let helpers = helpers.try_borrow_mut();
-        let (Ok(mut helpers), true) = (helpers, workers > 1) else {
-            let work = catch_unwind(AssertUnwindSafe(|| region.work()));
-            return work.map_err(|_| Error::bug("a parallel kernel panicked"));
-        };
-        if helpers.as_ref().is_none_or(|pool| pool.threads() != threads) {
-            *helpers = Some(Pool::new(threads)?);
-        }
-        let Some(pool) = &mut *helpers else { return Ok(()) };
-        pool.run(workers, &|_, _| region.work())
-    })
+    // SAFETY: `enter::<F>` reads `ctx` as the `Region<F>` it is; the call returns only when all
+    // threads are done, so `region` outlives every use.
+    let status = unsafe { semoe_parallel_for(workers as i64, 1, enter::<F>, ctx) };
+    native_status(status)?;
+    if region.panicked.load(Ordering::Relaxed) {
+        return Err(Error::bug("a parallel kernel panicked"));
+    }
+    Ok(())
 }
 
 /// Runs `work` once for each item, on the threads that `threads` names.
