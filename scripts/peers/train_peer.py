@@ -88,8 +88,8 @@ def plain(mode, layers):
 def deepspeed_step(folder, batch, layers):
     """A step of DeepSpeed ZeRO-3, everything on NVMe.
 
-    The buffers are as few and as small as this model starts with: the largest parameter (the
-    experts' fused gate and up projections of a layer) has to fit one.
+    The buffers are as few and as small as DeepSpeed takes: the largest parameter (the experts' fused
+    gate and up projections of a layer) has to fit one, and Adam has four tensors of it.
     """
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}.items():

@@ -26,7 +26,7 @@ use std::arch::x86_64::*;
 
 /// Columns of a block: sixteen rows of codes are 32 KiB.
 const K_BLOCK: usize = 2048;
-/// Bytes ahead of the weights in use that are asked for.
+/// Bytes ahead of the weights in use that are asked for, past the other caches: they are used once.
 const AHEAD: usize = 4096;
 
 /// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
