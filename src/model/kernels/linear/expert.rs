@@ -130,9 +130,9 @@ pub fn expert_at(
     work: &mut Work,
 ) -> Result<()> {
     let rows = out_kh.len() / e.down.matrix.rows.max(1);
-    let own = places.is_sorted_by(|a, b| a < b);
-    let fit = places.len() == weight_n.len() && own;
-    let fit = fit && places.last().is_none_or(|last| (*last as usize) < rows);
+    let fit = places.len() == weight_n.len()
+        && places.is_sorted_by(|a, b| a < b)
+        && places.last().is_none_or(|last| (*last as usize) < rows);
     run(e, x_nh, weight_n, out_kh, fit, Some(places), work)
 }
 

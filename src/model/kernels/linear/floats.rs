@@ -130,9 +130,8 @@ unsafe fn rows<S: Floats, W: Codec>(call: &Call) {
 #[inline(always)]
 unsafe fn few_rows<S: Floats, W: Codec>(call: &Call) {
     let part = (call.to - call.from) / 4;
-    let rest = call.from + 4 * part;
-    for c in (0..call.n).step_by(4) {
-        for m in call.from..call.from + part {
+    for m in call.from..call.from + part {
+        for c in (0..call.n).step_by(4) {
             // SAFETY: rows m, m + part and so on, and columns c.. of the product are within the call.
             unsafe {
                 match call.n - c {
@@ -149,7 +148,9 @@ unsafe fn few_rows<S: Floats, W: Codec>(call: &Call) {
                 }
             }
         }
-        for m in rest..call.to {
+    }
+    for m in call.from + 4 * part..call.to {
+        for c in (0..call.n).step_by(4) {
             // SAFETY: as above.
             unsafe {
                 match call.n - c {
