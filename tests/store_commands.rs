@@ -1,6 +1,6 @@
 //! `semoe store` and `semoe cache` say what a store holds, find damage, and refuse what is none.
 
-use semoe::base::{BlockId, Part};
+use semoe::base::{BlockId, Part, checksum};
 use semoe::storage::hierarchy::{Access, SlotClass};
 use semoe::storage::replay::Recorder;
 use semoe::storage::store::{ClassSpec, Store, StoreOptions, StoreSpec};
@@ -29,7 +29,7 @@ fn store_of_a_run(run: &Path) -> (PathBuf, u64) {
     let bytes = vec![7; extent.len as usize];
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&bytes, extent.offset).unwrap();
-    store.written(BLOCK, 3, crc32c::crc32c(&bytes), 3).unwrap();
+    store.written(BLOCK, 3, checksum::crc32c(&bytes), 3).unwrap();
     store.commit(3, b"{}").unwrap();
     (path, extent.offset)
 }

@@ -3,6 +3,7 @@
 //! Imports nothing of ours.
 
 pub mod behind;
+pub mod checksum;
 pub mod clock;
 pub mod error;
 pub mod file;

@@ -4,7 +4,7 @@
 //! Law: the index holds only while the files are those that it was written for (names, lengths,
 //! times, inodes); otherwise, or where it is damaged, headers are read again.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, checksum};
 use crate::model::checkpoint::{Entries, Row, Source};
 use crate::storage::catalog::{self, Blocks, Record};
 use std::path::{Path, PathBuf};
@@ -89,7 +89,7 @@ fn name_of(path: &Path) -> String {
     let plain: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(60).collect();
     let bytes = path.as_os_str().as_encoded_bytes();
-    let (low, high) = (crc32c::crc32c(bytes), crc32c::crc32c_append(0x5e30e, bytes));
+    let (low, high) = (checksum::crc32c(bytes), checksum::crc32c_append(0x5e30e, bytes));
     format!("{plain}-{low:08x}{high:08x}")
 }
 

@@ -1,16 +1,18 @@
-//! Grouped-query attention in three steps that a cache can come between: project (with norms
-//! and rotation by explicit positions), attend, output.
+//! Grouped-query attention in three steps: project (with norms and rotation by explicit positions)
+//! and output under autograd, attend between them by kernels of our own.
 //!
 //! Legend: B sequences, S tokens of one, H hidden, N query heads, G key/value heads, D head width.
 
 use super::compute;
 use super::config::{ModelConfig, Precision};
 use super::family::{QkNorm, Slot};
+use super::kernels::vector::{AttentionTape, Element, Heads, attention, attention_backward};
+use super::kernels::view::{elements, elements_mut};
 use super::norm::rms_norm;
 use super::params::{DenseParams, Param};
 use super::rope::Rotation;
 use crate::base::{Error, Result};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Attention of one layer.
 #[derive(Debug)]
@@ -29,7 +31,8 @@ pub struct Attention {
     o: Param,
 }
 
-/// Projected, normed and rotated queries `[B,N,S,D]`, keys and values `[B,G,S,D]`.
+/// Projected, normed and rotated queries `[B,S,N,D]`, keys and values `[B,S,G,D]`, or the gradients
+/// of these.
 #[derive(Debug)]
 pub struct Qkv {
     pub q: Tensor,
@@ -37,15 +40,13 @@ pub struct Qkv {
     pub v: Tensor,
 }
 
-/// Which keys a query sees.
-#[derive(Debug, Clone, Copy)]
-pub enum Mask<'a> {
-    /// Query i sees keys 0..=i: queries and keys are the same tokens.
-    Causal,
-    /// Every query sees every key (one new token over its cache).
-    Full,
-    /// Added to the scores, broadcast to `[B,N,Sq,Sk]`, or bool with true where a key is seen.
-    Given(&'a Tensor),
+/// What attention gives, and what its backward pass needs of it.
+#[derive(Debug)]
+pub struct Attended {
+    /// Compute type `[B,S,N·D]`.
+    pub context: Tensor,
+    /// Logarithm of each row's sum of exponentials, f32 `[B,N,S]`.
+    log_sums: Tensor,
 }
 
 impl Attention {
@@ -99,10 +100,10 @@ impl Attention {
         {
             v = v.f_clamp(-clip, clip)?;
         }
-        Ok(Qkv { q, k, v: v.f_transpose(1, 2)? })
+        Ok(Qkv { q, k, v: v.f_contiguous()? })
     }
 
-    /// Norm, clamp and rotation of one projection [B,S,N·D], giving `[B,N,S,D]`.
+    /// Norm, clamp and rotation of one projection [B,S,N·D], giving `[B,S,N,D]`.
     fn turn(
         &self,
         x: &Tensor,
@@ -124,34 +125,68 @@ impl Attention {
             }
             _ => x.f_reshape(shape)?,
         };
-        Ok(rotation.apply(&x, self.kind)?.f_transpose(1, 2)?)
+        rotation.apply(&x, self.kind)
     }
 
-    /// Attention of queries over keys and values (which may be longer, from a cache), [B,S,N·D].
-    pub fn attend(&self, qkv: &Qkv, mask: Mask<'_>) -> Result<Tensor> {
-        let (b, _, s, _) = qkv.q.size4()?;
-        let k = self.repeat(&qkv.k)?;
-        let v = self.repeat(&qkv.v)?;
-        let (given, causal) = match mask {
-            Mask::Causal => (None, true),
-            Mask::Full => (None, false),
-            Mask::Given(mask) => (Some(mask), false),
-        };
-        let out = Tensor::f_scaled_dot_product_attention(
-            &qkv.q, &k, &v, given, 0.0, causal, None, false,
-        )?;
-        Ok(out.f_transpose(1, 2)?.f_reshape([b, s, self.heads * self.head_dim])?)
-    }
-
-    /// Each key/value head once for every query head of its group.
-    fn repeat(&self, x: &Tensor) -> Result<Tensor> {
-        let groups = self.heads / self.kv_heads;
-        if groups == 1 {
-            return Ok(x.shallow_clone());
+    /// Causal attention of each sequence over itself, without a graph.
+    pub fn attend(&self, qkv: &Qkv) -> Result<Attended> {
+        match self.kind {
+            Kind::BFloat16 => self.attend_in::<u16>(qkv),
+            _ => self.attend_in::<f32>(qkv),
         }
-        let (b, g, s, d) = x.size4()?;
-        let wide = x.f_unsqueeze(2)?.f_expand([b, g, groups, s, d], false)?;
-        Ok(wide.f_reshape([b, g * groups, s, d])?)
+    }
+
+    fn attend_in<T: Element>(&self, qkv: &Qkv) -> Result<Attended> {
+        let (b, s, _, _) = qkv.q.size4()?;
+        let size = [b, s, self.heads * self.head_dim];
+        let mut context = Tensor::f_empty(size, (self.kind, Device::Cpu))?;
+        let mut log_sums = Tensor::f_empty([b, self.heads, s], (Kind::Float, Device::Cpu))?;
+        let inputs = [elements::<T>(&qkv.q)?, elements(&qkv.k)?, elements(&qkv.v)?];
+        let out = elements_mut(&mut context)?;
+        attention(self.shape(b, s), inputs, out, elements_mut(&mut log_sums)?)?;
+        Ok(Attended { context, log_sums })
+    }
+
+    /// Gradients of what `attend` was given, from that of the context (compute type).
+    pub fn attend_backward(&self, qkv: &Qkv, made: &Attended, d_out: &Tensor) -> Result<Qkv> {
+        match self.kind {
+            Kind::BFloat16 => self.attend_backward_in::<u16>(qkv, made, d_out),
+            _ => self.attend_backward_in::<f32>(qkv, made, d_out),
+        }
+    }
+
+    fn attend_backward_in<T: Element>(
+        &self,
+        qkv: &Qkv,
+        made: &Attended,
+        d_out: &Tensor,
+    ) -> Result<Qkv> {
+        let (b, s, _, _) = qkv.q.size4()?;
+        let like = |x: &Tensor| Tensor::f_empty(x.size(), (self.kind, Device::Cpu));
+        let mut grads = Qkv { q: like(&qkv.q)?, k: like(&qkv.k)?, v: like(&qkv.v)? };
+        let d_out = d_out.f_contiguous()?;
+        let tape = AttentionTape {
+            heads: self.shape(b, s),
+            q: elements::<T>(&qkv.q)?,
+            k: elements(&qkv.k)?,
+            v: elements(&qkv.v)?,
+            out: elements(&made.context)?,
+            log_sums: elements(&made.log_sums)?,
+            d_out: elements(&d_out)?,
+        };
+        let Qkv { q, k, v } = &mut grads;
+        attention_backward(tape, [elements_mut(q)?, elements_mut(k)?, elements_mut(v)?])?;
+        Ok(grads)
+    }
+
+    fn shape(&self, sequences: i64, tokens: i64) -> Heads {
+        Heads {
+            sequences: sequences as usize,
+            tokens: tokens as usize,
+            queries: self.heads as usize,
+            keys: self.kv_heads as usize,
+            dim: self.head_dim as usize,
+        }
     }
 
     /// Output projection of [B,S,N·D], giving `[B,S,H]` in the compute type.

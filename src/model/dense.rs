@@ -12,7 +12,7 @@
 //!
 //! Legend: B sequences, S tokens of one, T = B·S tokens, H hidden, E experts, V vocabulary.
 
-use super::attention::{Attention, Mask};
+use super::attention::{Attended, Attention, Qkv};
 use super::autograd;
 use super::compute;
 use super::config::{ModelConfig, Precision};
@@ -39,13 +39,17 @@ pub struct LayerOut {
     pub logits_te: Tensor,
 }
 
-/// A layer's outputs with the graph behind them.
+/// A layer's outputs with the graphs behind them: one up to attention, one from its context on.
 #[derive(Debug)]
 pub struct LayerTape {
     layer: usize,
     /// The type in which experts take their input.
     kind: Kind,
     x: Tensor,
+    qkv: Qkv,
+    attended: Attended,
+    /// The context as the second graph's input.
+    context: Tensor,
     out: LayerOut,
 }
 
@@ -175,7 +179,11 @@ impl DenseModel {
 
     /// One layer up to its experts, without a graph: `x` f32 `[B,S,H]` from position 0.
     pub fn layer(&self, l: usize, x: &Tensor) -> Result<LayerOut> {
-        let mut out = tch::no_grad(|| self.forward(l, x))?;
+        let mut out = tch::no_grad(|| {
+            let attention = &self.at(l)?.attention;
+            let context = attention.attend(&self.project(l, x)?)?.context;
+            self.from_context(l, x, &context)
+        })?;
         out.y_th = out.y_th.f_to_kind(self.precision.kind())?;
         Ok(out)
     }
@@ -184,8 +192,12 @@ impl DenseModel {
     pub fn layer_tape(&self, l: usize, x: &Tensor) -> Result<LayerTape> {
         tch::with_grad(|| {
             let x = x.f_detach()?.f_set_requires_grad(true)?;
-            let out = self.forward(l, &x)?;
-            Ok(LayerTape { layer: l, kind: self.precision.kind(), x, out })
+            let qkv = self.project(l, &x)?;
+            let attended = tch::no_grad(|| self.at(l)?.attention.attend(&qkv))?;
+            let context = attended.context.f_detach()?.f_set_requires_grad(true)?;
+            let out = self.from_context(l, &x, &context)?;
+            let kind = self.precision.kind();
+            Ok(LayerTape { layer: l, kind, x, qkv, attended, context, out })
         })
     }
 
@@ -199,24 +211,32 @@ impl DenseModel {
         dy_th: &Tensor,
         dlogits_te: &Tensor,
     ) -> Result<Tensor> {
-        let LayerTape { layer, x, out, .. } = tape;
+        let LayerTape { layer, x, qkv, attended, context, out, .. } = tape;
         let params = self.layer_params(layer)?;
-        let dy_th = dy_th.f_to_kind(out.y_th.f_kind()?)?;
         let inputs: Vec<&Tensor> =
-            std::iter::once(&x).chain(params.iter().map(|param| &param.leaf)).collect();
-        let outputs = [&out.h_th, &out.y_th, &out.logits_te];
-        let grads = autograd::grad(&outputs, &[dh_th, &dy_th, dlogits_te], &inputs, false)?;
-        let mut grads = grads.into_iter();
-        let dx = grads.next().flatten();
-        tch::no_grad(|| -> Result<()> {
+            [&x, &context].into_iter().chain(params.iter().map(|param| &param.leaf)).collect();
+        // Adds the parameters' gradients; answers those of x and of the context.
+        let backward = |outputs: [&Tensor; 3], grads: [&Tensor; 3]| -> Result<_> {
+            let grads = autograd::grad(&outputs, &grads, &inputs, false)?;
+            let mut grads = grads.into_iter();
+            let of_inputs = [grads.next().flatten(), grads.next().flatten()];
             for (param, grad) in params.iter().zip(grads) {
                 if let Some(grad) = grad {
-                    param.accumulate(&grad)?;
+                    tch::no_grad(|| param.accumulate(&grad))?;
                 }
             }
-            Ok(())
-        })?;
-        dx.ok_or_else(|| Error::bug("a layer's output does not depend on its input"))
+            Ok(of_inputs)
+        };
+        let missing = || Error::bug("a layer's output does not depend on its input");
+        let dy_th = dy_th.f_to_kind(out.y_th.f_kind()?)?;
+        let outputs = [&out.h_th, &out.y_th, &out.logits_te];
+        let [dx, d_context] = backward(outputs, [dh_th, &dy_th, dlogits_te])?;
+        drop(out);
+        let d_context = d_context.ok_or_else(missing)?;
+        let attention = &self.at(layer)?.attention;
+        let made = tch::no_grad(|| attention.attend_backward(&qkv, &attended, &d_context))?;
+        let [more, _] = backward([&qkv.q, &qkv.k, &qkv.v], [&made.q, &made.k, &made.v])?;
+        tch::no_grad(|| Ok(dx.ok_or_else(missing)?.f_add(&more.ok_or_else(missing)?)?))
     }
 
     /// Loss of the last layer's output `x` f32 `[B,S,H]` against `targets` `[B,S]` i64 (those that
@@ -269,17 +289,18 @@ impl DenseModel {
         Ok(n.f_reshape([-1, self.config.hidden as i64])?)
     }
 
-    fn forward(&self, l: usize, x: &Tensor) -> Result<LayerOut> {
+    /// Queries, keys and values of a layer's input.
+    fn project(&self, l: usize, x: &Tensor) -> Result<Qkv> {
         let layer = self.at(l)?;
         let (_, s, _) = x.size3()?;
-        let rotation = self.rotation(s)?;
-        let (eps, kind) = (self.config.norm_eps, self.kind);
+        let n = rms_norm(x, &layer.input_norm.leaf, self.config.norm_eps, self.kind)?;
+        layer.attention.project(&n, self.rotation(s)?.as_ref())
+    }
 
-        let n = rms_norm(x, &layer.input_norm.leaf, eps, kind)?;
-        let qkv = layer.attention.project(&n, &rotation)?;
-        let context = layer.attention.attend(&qkv, Mask::Causal)?;
-        let h = x.f_add(&layer.attention.output(&context)?)?;
-        self.tail(layer, &h)
+    /// A layer from attention's context on.
+    fn from_context(&self, l: usize, x: &Tensor, context: &Tensor) -> Result<LayerOut> {
+        let layer = self.at(l)?;
+        self.tail(layer, &x.f_add(&layer.attention.output(context)?)?)
     }
 
     /// From the residual after attention, [..,H], to the layer's outputs.

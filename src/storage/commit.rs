@@ -9,7 +9,7 @@
 
 use super::disk::FileId;
 use super::index::{COMMIT_KEY, SledIndex, array, keep_key, meta_key};
-use crate::base::{Error, Result, Step};
+use crate::base::{Error, Result, Step, checksum};
 use std::fs::File;
 
 /// The points at which index changes must be durable before the work goes on.
@@ -105,7 +105,7 @@ impl CommitRecord {
         out[8..16].copy_from_slice(&self.blocks.to_le_bytes());
         out[16..24].copy_from_slice(&self.digest.to_le_bytes());
         out[24..28].copy_from_slice(&self.meta_crc.to_le_bytes());
-        let own = crc32c::crc32c(&out[..28]);
+        let own = checksum::crc32c(&out[..28]);
         out[28..].copy_from_slice(&own.to_le_bytes());
         out
     }
@@ -114,7 +114,7 @@ impl CommitRecord {
     /// `Corrupt` for a record that is not what was written.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let sound = bytes.len() == RECORD_LEN
-            && crc32c::crc32c(&bytes[..28]) == u32::from_le_bytes(array(&bytes[28..]));
+            && checksum::crc32c(&bytes[..28]) == u32::from_le_bytes(array(&bytes[28..]));
         if !sound {
             let what = "a commit record of the index is damaged; restore the store from a copy";
             return Err(Error::corrupt(what));

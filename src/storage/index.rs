@@ -5,7 +5,7 @@
 
 use super::disk::{Extent, FileId};
 use crate::base::behind::give_back;
-use crate::base::{BlockId, Error, ErrorKind, Part, Result, Step};
+use crate::base::{BlockId, Error, ErrorKind, Part, Result, Step, checksum};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ impl BlockRecord {
     }
 
     fn checksum(&self, fields: &[u8]) -> u32 {
-        crc32c::crc32c_append(crc32c::crc32c(&Self::key(self.block, self.version)), fields)
+        checksum::crc32c_append(checksum::crc32c(&Self::key(self.block, self.version)), fields)
     }
 
     pub fn is_block_key(key: &[u8]) -> bool {

@@ -17,7 +17,7 @@ use super::disk::direct::{create_reserved, free_space};
 use super::disk::{DataFile, Extent, FileId};
 use super::index::{BlockRecord, COMMIT_KEY, SledIndex, keep_key, meta_key};
 use crate::base::units::Bytes;
-use crate::base::{BlockId, Error, ErrorKind, Part, Result, Step};
+use crate::base::{BlockId, Error, ErrorKind, Part, Result, Step, checksum};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -271,14 +271,14 @@ impl Store {
 
 /// What a commit of `step` holds, as the table has it.
 fn summary(table: &Table, step: Step, meta: &[u8]) -> CommitRecord {
-    let mut record = CommitRecord { step, blocks: 0, digest: 0, meta_crc: crc32c::crc32c(meta) };
+    let mut record = CommitRecord { step, blocks: 0, digest: 0, meta_crc: checksum::crc32c(meta) };
     for (block, Located { extent, version, crc, applied }) in table.as_of(step) {
         let entry = BlockRecord { block, version, extent, crc, applied };
-        let low = crc32c::crc32c_append(
-            crc32c::crc32c(&entry.value()),
+        let low = checksum::crc32c_append(
+            checksum::crc32c(&entry.value()),
             &BlockRecord::key(block, version),
         );
-        let high = crc32c::crc32c(&entry.value()[..30]);
+        let high = checksum::crc32c(&entry.value()[..30]);
         record.blocks += 1;
         record.digest = record.digest.wrapping_add(u64::from(high) << 32 | u64::from(low));
     }

@@ -8,7 +8,7 @@ mod dates;
 mod spans;
 
 use super::tokenizer::Tokenizer;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, checksum};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -87,7 +87,7 @@ impl ChatTemplate {
 
     /// Equal for templates that render alike.
     pub fn fingerprint(&self) -> u32 {
-        crc32c::crc32c(self.source.as_bytes())
+        checksum::crc32c(self.source.as_bytes())
     }
 
     /// The text of a conversation. With `prompt`, it ends where the assistant's answer begins.

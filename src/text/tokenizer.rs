@@ -5,7 +5,7 @@
 //! and no threads of their own, so that equal text gives equal ids.
 
 use crate::base::file::{read_json, write_whole};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, checksum};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tokenizers::models::TrainerWrapper;
@@ -310,7 +310,10 @@ impl Tokenizer {
     /// As [`Self::to_json`].
     pub fn fingerprint(&self) -> Result<u32> {
         let special = format!("{:?} {:?} {}", self.bos, self.eos, self.add_bos);
-        Ok(crc32c::crc32c_append(crc32c::crc32c(self.to_json()?.as_bytes()), special.as_bytes()))
+        Ok(checksum::crc32c_append(
+            checksum::crc32c(self.to_json()?.as_bytes()),
+            special.as_bytes(),
+        ))
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json` into the folder `dir`, as

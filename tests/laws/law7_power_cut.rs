@@ -6,6 +6,7 @@
 
 use crate::power_run::{History, Run, State, content, meta_of, spec};
 use crate::tiers_world::Rng;
+use semoe::base::checksum;
 use semoe::storage::commit::Barrier;
 use semoe::storage::disk::FileId;
 use semoe::storage::store::{Checkpoint, Store};
@@ -68,7 +69,7 @@ fn compare(image: &Image, history: &History, step: u64, view: &Checkpoint) -> Re
     for (block, value) in blocks {
         let located = view.locate(*block).ok_or(format!("step {step} lacks {block}"))?;
         let bytes = image.read(located.extent);
-        if bytes != content(*block, *value) || crc32c::crc32c(&bytes) != located.crc {
+        if bytes != content(*block, *value) || checksum::crc32c(&bytes) != located.crc {
             return Err(format!("{block} of step {step} is not what was written"));
         }
     }

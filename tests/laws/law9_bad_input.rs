@@ -2,7 +2,7 @@
 //! for what was asked wrongly and 1 for what went wrong, and loses nothing committed.
 
 use crate::common::{losses, metrics, semoe, tiny, train};
-use semoe::base::Part;
+use semoe::base::{Part, checksum};
 use semoe::storage::index::SledIndex;
 use semoe::storage::store::{Store, StoreOptions};
 use std::fmt::Write;
@@ -192,7 +192,7 @@ fn point_outside(run: &Path) {
     let entries = index.scan().unwrap();
     let (key, mut value) = entries.into_iter().find(|(key, _)| key[0] == b'b').unwrap();
     value[2..10].copy_from_slice(&(1u64 << 40).to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&key), &value[..30]);
+    let crc = checksum::crc32c_append(checksum::crc32c(&key), &value[..30]);
     value[30..34].copy_from_slice(&crc.to_le_bytes());
     index.insert(&key, &value).unwrap();
     index.flush().unwrap();

@@ -5,7 +5,7 @@
 //! It notes what was promised when, so that whatever a power cut leaves can be held against it.
 
 use crate::tiers_world::Rng;
-use semoe::base::{BlockId, Part, Step};
+use semoe::base::{BlockId, Part, Step, checksum};
 use semoe::storage::disk::Extent;
 use semoe::storage::hierarchy::{Access, Event, Hierarchy, Move, Outcome, SlotClass, SlotId, Want};
 use semoe::storage::policy::{PolicyConfig, PolicyKind};
@@ -428,7 +428,7 @@ impl<F: DataFiles> Run<F> {
             }
             Transfer::Write { block, version, number, bytes } => {
                 self.files.end_write(number);
-                let crc = crc32c::crc32c(&bytes);
+                let crc = checksum::crc32c(&bytes);
                 self.store.written(block, version, crc, version).unwrap();
                 self.disk.insert(block, bytes);
                 if block.part == Part::Dense {

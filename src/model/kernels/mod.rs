@@ -20,6 +20,7 @@ pub mod parallel;
 pub mod reduce;
 pub mod rows;
 mod shared;
+mod softmax;
 pub mod split;
 pub mod swiglu;
 #[cfg(target_arch = "x86_64")]

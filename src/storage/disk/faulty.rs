@@ -7,7 +7,7 @@ use super::{
     BLOCK_ALIGN, DataFile, Engine, IoDone, IoEffective, IoOp, IoOptions, IoRequest, IoService,
     Meter, OnDone, transfer_error,
 };
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, checksum};
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -217,7 +217,7 @@ impl Faulty {
             bytes[at] ^= 1;
         }
         self.meter.moved(request.op, extent.len);
-        Ok(crc32c::crc32c(bytes))
+        Ok(checksum::crc32c(bytes))
     }
 
     fn tell(&self, done: IoDone) {

@@ -4,6 +4,8 @@
 //! the bits of a CRC. For a length given once the move is four table look-ups, where working it out
 //! anew costs as much as the checksum of 100 KiB.
 
+use crate::base::checksum;
+
 /// Joins parts that, but for the last, all have one length.
 #[derive(Debug)]
 pub(super) struct Joiner {
@@ -18,7 +20,7 @@ impl Joiner {
         let mut tables = Box::new([[0; 256]; 4]);
         for (at, table) in tables.iter_mut().enumerate() {
             let bits: [u32; 8] =
-                std::array::from_fn(|bit| crc32c::crc32c_combine(1 << (8 * at + bit), 0, len));
+                std::array::from_fn(|bit| checksum::crc32c_combine(1 << (8 * at + bit), 0, len));
             for (value, moved) in table.iter_mut().enumerate() {
                 *moved =
                     (0..8).filter(|bit| value >> bit & 1 == 1).fold(0, |sum, bit| sum ^ bits[bit]);
@@ -38,7 +40,7 @@ impl Joiner {
                 let moved = self.tables.iter().zip(bytes);
                 moved.fold(*next, |sum, (table, byte)| sum ^ table[usize::from(byte)])
             }
-            false => crc32c::crc32c_combine(crc, *next, *len),
+            false => checksum::crc32c_combine(crc, *next, *len),
         })
     }
 }
@@ -54,8 +56,8 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..3000), len in 1usize..900
         ) {
             let parts: Vec<(u32, usize)> =
-                bytes.chunks(len).map(|part| (crc32c::crc32c(part), part.len())).collect();
-            prop_assert_eq!(Joiner::new(len).join(&parts), crc32c::crc32c(&bytes));
+                bytes.chunks(len).map(|part| (checksum::crc32c(part), part.len())).collect();
+            prop_assert_eq!(Joiner::new(len).join(&parts), checksum::crc32c(&bytes));
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::join::Joiner;
 use super::{DataFile, IoDone, IoOp, IoRequest, Lift, Meter, OnDone};
-use crate::base::Error;
+use crate::base::{Error, checksum};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Chunk {
         }
         // SAFETY: the request's `IoBuf` covers the range, and its maker keeps it valid and
         // unwritten until the answer.
-        crc32c::crc32c(unsafe { std::slice::from_raw_parts(self.ptr, self.len) })
+        checksum::crc32c(unsafe { std::slice::from_raw_parts(self.ptr, self.len) })
     }
 }
 

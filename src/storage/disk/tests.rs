@@ -2,6 +2,7 @@
 
 use super::faulty::Fault;
 use super::*;
+use crate::base::checksum;
 use crossbeam_channel::{Receiver, unbounded};
 use memmap2::MmapMut;
 use std::path::Path;
@@ -58,7 +59,7 @@ fn round_trip(options: &IoOptions, register: bool) -> IoEffective {
             assert!(done.op == op && done.bytes == LEN && done.started <= done.finished);
             let at = (done.tag * LEN) as usize;
             let block = &original[at..at + LEN as usize];
-            assert_eq!(done.result.unwrap(), crc32c::crc32c(block));
+            assert_eq!(done.result.unwrap(), checksum::crc32c(block));
             assert!(!std::mem::replace(&mut seen[done.tag as usize], true));
         }
         assert!(memory[..] == original[..]);

@@ -29,7 +29,7 @@ fn write(store: &Store, dir: &Path, block: BlockId, version: Step, fill: u8) -> 
     let path = &files.iter().find(|file| file.id == extent.file).unwrap().path;
     assert!(path.starts_with(dir));
     OpenOptions::new().write(true).open(path).unwrap().write_all_at(&bytes, extent.offset).unwrap();
-    store.written(block, version, crc32c::crc32c(&bytes), version).unwrap();
+    store.written(block, version, checksum::crc32c(&bytes), version).unwrap();
     extent
 }
 
@@ -53,7 +53,7 @@ fn commits_survive_and_later_writes_do_not() {
     assert_eq!((store.committed(), store.meta().unwrap()), (Some(2), b"two".to_vec()));
     let located = store.locate(A).unwrap().unwrap();
     assert_eq!((located.version, located.applied, located.extent), (2, 2, fresh));
-    assert_eq!(located.crc, crc32c::crc32c(&[4; 8192]));
+    assert_eq!(located.crc, checksum::crc32c(&[4; 8192]));
     assert_eq!(store.locate(B).unwrap().unwrap().version, 0);
     assert!(store.check().unwrap().is_sound());
     assert_eq!(store.list().usage[0].free, 6 - 2);
@@ -83,7 +83,7 @@ fn checkpoints_hold_their_versions_until_dropped() {
     let store = Store::open(dir.path(), &options).unwrap();
     let one = store.open_checkpoint("one").unwrap();
     assert_eq!((one.step, one.meta.as_slice()), (1, [1].as_slice()));
-    assert_eq!(one.locate(A).unwrap().crc, crc32c::crc32c(&[1; 8192]));
+    assert_eq!(one.locate(A).unwrap().crc, checksum::crc32c(&[1; 8192]));
     assert_eq!(one.blocks().count(), 2);
     let report = store.check().unwrap();
     assert!(report.is_sound());

@@ -6,7 +6,7 @@
 //! are held in memory, large ones are read a sequence at a time.
 
 use crate::base::behind::{ReadOnce, WriteOnce, give_back};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, checksum};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -73,7 +73,7 @@ impl TokenWriter {
             self.count.targets += u64::from(target);
         }
         self.count.tokens += tokens.len() as u64;
-        self.count.crc = crc32c::crc32c_append(self.count.crc, &self.scratch);
+        self.count.crc = checksum::crc32c_append(self.count.crc, &self.scratch);
         self.out.write_all(&self.scratch).map_err(|e| self.writing(e))
     }
 
@@ -127,7 +127,7 @@ impl TokenFile {
         let bytes = if len <= most {
             let mut bytes = Vec::with_capacity(len as usize);
             ReadOnce::new(file).read_to_end(&mut bytes).map_err(reading)?;
-            if crc32c::crc32c(&bytes) != count.crc {
+            if checksum::crc32c(&bytes) != count.crc {
                 return Err(damaged(path).with("bytes", len));
             }
             Held::Memory(bytes)

@@ -6,7 +6,7 @@ use super::cache::{TokenCount, TokenFile, TokenWriter, width_for};
 use super::document::{Body, Document, Documents};
 use super::mix::is_held_out;
 use super::{FileSpec, Format, Progress};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, checksum};
 use crate::text::chat::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -78,7 +78,7 @@ pub fn tokenise(
         "tokenizer": with.tokenizer.fingerprint()?,
         "template": with.template.filter(|_| chat).map(ChatTemplate::fingerprint),
     });
-    let name = format!("{:08x}", crc32c::crc32c(made_from.to_string().as_bytes()));
+    let name = format!("{:08x}", checksum::crc32c(made_from.to_string().as_bytes()));
     let paths = [format!("{name}.train.tokens"), format!("{name}.validation.tokens")];
     let [train_path, validation_path] = paths.map(|p| dir.join(p));
     let described = dir.join(format!("{name}.json"));

@@ -6,7 +6,7 @@ use super::plan::{DenseJob, ExpertJob, Plan, rows_and_cols};
 use super::recode::{Deviation, recode};
 use super::{INDEX, Index, VERSION};
 use crate::base::file::{read_json, write_whole};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, checksum};
 use crate::model::checkpoint::entries::{Entries, Origin};
 use crate::model::checkpoint::source::Source;
 use crate::model::checkpoint::table::Piece;
@@ -214,7 +214,7 @@ impl<F: FnMut(u64, u64)> Import<'_, F> {
             let part = (piece.len - at).min(bytes.len() as u64) as usize;
             file.read_exact_at(&mut bytes[..part], piece.offset + at)
                 .map_err(|e| Error::io(format!("reading {}", path.display()), e))?;
-            crc = crc32c::crc32c_append(crc, &bytes[..part]);
+            crc = checksum::crc32c_append(crc, &bytes[..part]);
             at += part as u64;
         }
         Ok(crc)
@@ -274,14 +274,14 @@ impl<F: FnMut(u64, u64)> Import<'_, F> {
             let mut data = vec![0; slice.rows * row_bytes];
             let mut scales = vec![0; job.encoding.scale_bytes(slice.rows, cols)];
             deviation.add(recode(slice, job.encoding, false, &mut data, &mut scales)?);
-            crc = crc32c::crc32c_append(crc, &data);
+            crc = checksum::crc32c_append(crc, &data);
             self.write(job.data, at, &data)?;
             at += data.len() as u64;
             all_scales.extend_from_slice(&scales);
             Ok(())
         })?;
         if let Some(piece) = job.scales {
-            crc = crc32c::crc32c_append(crc, &all_scales);
+            crc = checksum::crc32c_append(crc, &all_scales);
             self.write(piece, 0, &all_scales)?;
         }
         Ok(Done { crc, deviation })
@@ -308,7 +308,7 @@ impl<F: FnMut(u64, u64)> Import<'_, F> {
             }
         }
         self.write(job.block, 0, &block)?;
-        Ok(Done { crc: crc32c::crc32c(&block), deviation })
+        Ok(Done { crc: checksum::crc32c(&block), deviation })
     }
 }
 

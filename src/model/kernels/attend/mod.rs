@@ -11,9 +11,9 @@
 
 mod tiles;
 
-use super::dispatch::dispatched;
-use super::float::{exp, from_bf16};
+use super::float::from_bf16;
 use super::linear::simd::level;
+use super::softmax::exponentials;
 use tiles::{Scores, Weighted};
 
 /// Keys of a tile.
@@ -155,7 +155,7 @@ pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out
     let mut inverse = [0.0f32; QUERIES];
     for (i, (query, inverse)) in queries.iter().zip(&mut inverse).enumerate() {
         let seen = i * width + query.start - base..i * width + query.end - base;
-        *inverse = 1.0 / exponentials(&mut scores[seen], query.sink);
+        *inverse = 1.0 / exponentials(&mut scores[seen], query.sink).1;
     }
 
     out.fill(0.0);
@@ -190,38 +190,6 @@ pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out
     for (out, inverse) in out.chunks_mut(value_dim).zip(&inverse) {
         out.iter_mut().for_each(|out| *out *= inverse);
     }
-}
-
-dispatched! {
-    /// Scores become exponentials of their distance from the largest; answers their sum.
-    fn exponentials(scores: &mut [f32], sink: Option<f32>) -> f32 = exponentials_body;
-}
-
-#[inline(always)]
-fn exponentials_body(scores: &mut [f32], sink: Option<f32>) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut most = [f32::NEG_INFINITY; TILE];
-    let (chunks, rest) = scores.as_chunks::<TILE>();
-    for chunk in chunks {
-        for (most, score) in most.iter_mut().zip(chunk) {
-            *most = larger(*most, *score);
-        }
-    }
-    let most =
-        rest.iter().chain(&most).fold(sink.unwrap_or(f32::NEG_INFINITY), |a, b| larger(a, *b));
-    let mut sums = [0.0f32; TILE];
-    let (chunks, rest) = scores.as_chunks_mut::<TILE>();
-    for chunk in chunks {
-        for (sum, score) in sums.iter_mut().zip(chunk) {
-            *score = exp(*score - most);
-            *sum += *score;
-        }
-    }
-    for (sum, score) in sums.iter_mut().zip(rest) {
-        *score = exp(*score - most);
-        *sum += *score;
-    }
-    sums.iter().sum::<f32>() + sink.map_or(0.0, |sink| exp(sink - most))
 }
 
 /// A tile `[element][key]` as `[key][element]`.

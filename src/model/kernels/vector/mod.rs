@@ -20,6 +20,7 @@
 //!
 //! N rows, H hidden, F expert width, P columns of a panel.
 
+mod attention;
 mod backward;
 mod floats;
 mod forward;
@@ -27,6 +28,7 @@ mod pack;
 mod simd;
 mod tile;
 
+pub use attention::{AttentionTape, Heads, attention, attention_backward};
 pub use backward::{BackwardCall, backward};
 pub use forward::{forward, gate_up};
 pub use pack::Element;
