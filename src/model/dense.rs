@@ -273,10 +273,8 @@ impl DenseModel {
 
     /// -log p(target) of every row, f32 `[T]` (0 where the target is ignored), without a graph.
     pub fn head_nll(&self, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| {
-            let n = self.final_norm(x)?;
-            loss::nll_rows(&n, &self.head_param().leaf, &targets.f_reshape([-1])?)
-        })
+        let targets: Vec<i64> = Vec::try_from(&targets.f_reshape([-1])?)?;
+        tch::no_grad(|| loss::nll_rows(&self.final_norm(x)?, &self.head_param().leaf, &targets))
     }
 
     fn head_param(&self) -> &Param {

@@ -3,9 +3,10 @@
 //!
 //! Legend: T tokens, R rows of one chunk, H hidden, V vocabulary.
 
+use super::kernels::cross_entropy::cross_entropy;
 use super::params::Param;
 use crate::base::{Error, Result};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// Targets with this value are not counted.
 pub const IGNORE: i64 = -100;
@@ -18,22 +19,46 @@ pub fn chunk_rows(vocab: i64) -> i64 {
     (CHUNK_ELEMENTS / vocab.max(1)).clamp(16, 4096)
 }
 
-/// Sum of -log p(target) over the counted rows, without gradients: `x_th` in the compute type,
-/// `head_vh` likewise, `targets_t` i64 with [`IGNORE`].
-pub fn nll_rows(x_th: &Tensor, head_vh: &Tensor, targets_t: &Tensor) -> Result<Tensor> {
-    let (tokens, _) = x_th.size2()?;
-    let rows = chunk_rows(head_vh.size2()?.0);
-    let mut parts = Vec::new();
+/// -log p(target) of each row, f32 `[T]`, without gradients: `x_th` in the compute type, `head_vh`
+/// likewise; 0 where the target is [`IGNORE`].
+///
+/// # Errors
+/// As [`rows_loss`].
+pub fn nll_rows(x_th: &Tensor, head_vh: &Tensor, targets_t: &[i64]) -> Result<Tensor> {
+    let mut losses = Vec::with_capacity(targets_t.len());
+    for_chunks(x_th, head_vh, targets_t, |_, _, mut logits_rv, targets| {
+        losses.extend(cross_entropy(&mut logits_rv, targets, 1.0)?);
+        Ok(())
+    })?;
+    Ok(Tensor::f_from_slice(&losses)?)
+}
+
+/// Gives `work` each chunk: its first row, its rows, their logits and targets.
+fn for_chunks(
+    x_th: &Tensor,
+    head_vh: &Tensor,
+    targets_t: &[i64],
+    mut work: impl FnMut(i64, Tensor, Tensor, &[Option<usize>]) -> Result<()>,
+) -> Result<()> {
+    let (vocab, _) = head_vh.size2()?;
+    let targets: Vec<Option<usize>> = targets_t
+        .iter()
+        .map(|target| match target {
+            &IGNORE => Ok(None),
+            target if (0..vocab).contains(target) => Ok(Some(*target as usize)),
+            target => {
+                Err(Error::input(format!("target {target} is outside the vocabulary of {vocab}")))
+            }
+        })
+        .collect::<Result<_>>()?;
     let mut start = 0;
-    while start < tokens {
-        let len = rows.min(tokens - start);
-        let logits = x_th.f_narrow(0, start, len)?.f_linear(head_vh, None::<&Tensor>)?;
-        let logp = logits.f_log_softmax(-1, Kind::Float)?;
-        let targets = targets_t.f_narrow(0, start, len)?;
-        parts.push(logp.f_nll_loss(&targets, None::<&Tensor>, tch::Reduction::None, IGNORE)?);
-        start += len;
+    for targets in targets.chunks(chunk_rows(vocab) as usize) {
+        let x_rh = x_th.f_narrow(0, start, targets.len() as i64)?;
+        let logits_rv = x_rh.f_linear(head_vh, None::<&Tensor>)?;
+        work(start, x_rh, logits_rv, targets)?;
+        start += targets.len() as i64;
     }
-    Ok(Tensor::f_cat(&parts, 0)?)
+    Ok(())
 }
 
 /// Loss of one batch of rows and its gradient.
@@ -53,48 +78,17 @@ pub struct RowsLoss {
 /// # Errors
 /// Input if a target is outside the vocabulary.
 pub fn rows_loss(x_th: &Tensor, head: &Param, targets_t: &[i64], scale: f64) -> Result<RowsLoss> {
-    let (tokens, _) = x_th.size2()?;
     let head_vh = &head.leaf.f_detach()?;
-    let (vocab, _) = head_vh.size2()?;
-    if let Some(bad) = targets_t.iter().find(|t| **t != IGNORE && !(0..vocab).contains(*t)) {
-        return Err(Error::input(format!("target {bad} is outside the vocabulary of {vocab}")));
-    }
-    let rows = chunk_rows(vocab);
     let dx_th = Tensor::f_empty_like(x_th)?;
     let mut nll_sum = 0.0;
-    let mut start = 0;
-    while start < tokens {
-        let len = rows.min(tokens - start);
-        let targets = &targets_t[start as usize..(start + len) as usize];
-        let x_rh = x_th.f_narrow(0, start, len)?;
-        let logits_rv = x_rh.f_linear(head_vh, None::<&Tensor>)?;
-        let (nll, dlogits_rv) = softmax_loss(&logits_rv, targets, scale)?;
-        nll_sum += nll;
-        dx_th.f_narrow(0, start, len)?.f_copy_(&dlogits_rv.f_matmul(head_vh)?)?;
-        head.accumulate(&dlogits_rv.f_transpose(0, 1)?.f_matmul(&x_rh)?)?;
-        start += len;
-    }
+    for_chunks(x_th, head_vh, targets_t, |start, x_rh, mut logits_rv, targets| {
+        let losses = cross_entropy(&mut logits_rv, targets, scale as f32)?;
+        nll_sum += losses.into_iter().map(f64::from).sum::<f64>();
+        let dlogits_rv = logits_rv;
+        let dx_rh = dx_th.f_narrow(0, start, targets.len() as i64)?;
+        let _ = dlogits_rv.f_mm_out(&dx_rh, head_vh)?;
+        head.accumulate(&dlogits_rv.f_transpose(0, 1)?.f_matmul(&x_rh)?)
+    })?;
     let targets = targets_t.iter().filter(|t| **t != IGNORE).count();
     Ok(RowsLoss { nll_sum, targets, dx_th })
-}
-
-/// Sum of losses of a chunk and scale · (softmax - onehot), in the logits' kind.
-fn softmax_loss(logits_rv: &Tensor, targets: &[i64], scale: f64) -> Result<(f64, Tensor)> {
-    let logp = logits_rv.f_log_softmax(-1, Kind::Float)?;
-    let counted: Vec<f32> =
-        targets.iter().map(|t| if *t == IGNORE { 0.0 } else { scale as f32 }).collect();
-    let index: Vec<i64> = targets.iter().map(|t| (*t).max(0)).collect();
-    let index = Tensor::f_from_slice(&index)?.f_unsqueeze(1)?;
-    let picked: Vec<f32> = Vec::try_from(&logp.f_gather(1, &index, false)?.f_squeeze_dim(1)?)?;
-    let nll = picked
-        .iter()
-        .zip(targets)
-        .filter(|(_, target)| **target != IGNORE)
-        .map(|(logp, _)| -f64::from(*logp))
-        .sum();
-    let mut probs = logp.f_exp()?;
-    let minus = Tensor::f_from_slice(&vec![-1.0f32; targets.len()])?.f_unsqueeze(1)?;
-    let _ = probs.f_scatter_add_(1, &index, &minus)?;
-    let weights = Tensor::f_from_slice(&counted)?.f_unsqueeze(1)?;
-    Ok((nll, probs.f_mul_(&weights)?.f_to_kind(logits_rv.f_kind()?)?))
 }

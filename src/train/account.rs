@@ -16,6 +16,7 @@ use crate::base::units::round_up;
 use crate::config::{Config, GateKind, Tokenizer};
 use crate::model::compute;
 use crate::model::expert::{Kept, Kernels};
+use crate::model::kernels::vector::Heads;
 use crate::model::loss::chunk_rows;
 use crate::model::params::DenseParams;
 use crate::storage::store::Store;
@@ -42,6 +43,8 @@ struct Sizes {
     v: u64,
     shared: u64,
     threads: u64,
+    /// Attention of a micro-batch.
+    heads: Heads,
 }
 
 impl Sizes {
@@ -66,6 +69,13 @@ impl Sizes {
             v: config.vocab as u64,
             shared: config.shared_width.unwrap_or(0) as u64,
             threads: load.threads as u64,
+            heads: Heads {
+                sequences: load.batch / (load.ranks * load.micro_batches).max(1),
+                tokens: load.seq,
+                queries: config.heads,
+                keys: config.kv_heads,
+                dim: config.head_dim,
+            },
         }
     }
 
@@ -82,10 +92,11 @@ impl Sizes {
     /// The graph behind one layer's dense part.
     fn tape(&self) -> u64 {
         let norms = 2 * (4 * self.h + self.b * self.h) + self.c * self.h + 8 * (self.q + self.g);
-        let attention = self.b * (self.q + 2 * self.g)
+        // What was projected, its halves as they turn, the operands of attention, its context and
+        // the logarithms of its sums.
+        let attention = self.b * (2 * (self.q + 2 * self.g) + self.q)
             + 4 * (self.q + self.g)
-            + self.b * (self.q + self.g)
-            + 3 * self.b * self.q;
+            + 4 * self.heads.queries as u64;
         norms + attention + 8 * self.h + 4 * self.e + self.b * 4 * self.shared + 8 * self.h
     }
 
@@ -116,7 +127,8 @@ impl Sizes {
 
     fn head(&self) -> u64 {
         let rows = (chunk_rows(self.v as i64) as u64).min(self.micro);
-        let chunk = rows * (self.v * (8 + 2 * self.b) + self.b * self.h);
+        // The logits, whose gradient takes their place, and once more as a product's operand.
+        let chunk = rows * self.b * (2 * self.v + self.h);
         let row = 16 * self.h + 2 * self.b * self.h;
         chunk + row * self.micro + self.v * self.h * self.b
     }
@@ -140,8 +152,9 @@ impl Sizes {
         let largest = [self.dense_forward(), self.dense_backward(), self.head(), self.expert()]
             .into_iter()
             .fold(self.gate(), u64::max);
-        // Attention's blocks and the kernels' panels.
-        (largest + self.threads * 2 * MIB) * self.ranks
+        // Attention's panels and blocks, and the experts' kernels'.
+        let scratch = (self.heads.scratch() as u64).max(2 * MIB);
+        (largest + self.threads * scratch) * self.ranks
     }
 }
 

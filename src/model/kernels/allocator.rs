@@ -30,7 +30,7 @@ const HEADER: usize = 64;
 const HUGE: usize = 4 << 20;
 
 /// How much of what was ever in use at once may wait besides: one part in so many.
-const KEPT: usize = 64;
+const KEPT: usize = 8;
 
 /// A mapping that no tensor uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,6 +12,7 @@
 pub mod adamw;
 pub mod allocator;
 pub mod attend;
+pub mod cross_entropy;
 pub mod dispatch;
 pub mod float;
 pub mod libtorch;
