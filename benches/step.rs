@@ -5,7 +5,7 @@
 //! is made under its condition, and the condition is printed as it was measured. The benchmark
 //! fails if a promise is broken.
 
-use semoe::base::{Error, Result};
+use semoe::base::{Error, Result, idle};
 use semoe::config::Config;
 use semoe::train::metrics::{self, StepMetrics};
 use semoe::train::pipeline::Pipeline;
@@ -329,6 +329,7 @@ fn bench() -> Result<bool> {
 }
 
 fn main() -> ExitCode {
+    idle::sleep_when_idle();
     match bench() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

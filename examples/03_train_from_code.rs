@@ -3,7 +3,7 @@
 //!
 //! `cargo run --example 03_train_from_code`
 
-use semoe::base::{Result, Step};
+use semoe::base::{Result, Step, idle};
 use semoe::config::Config;
 use semoe::train::data::{Batch, DataSource};
 use semoe::train::pipeline::Pipeline;
@@ -56,6 +56,7 @@ impl DataSource for Counting {
 }
 
 fn main() -> Result<()> {
+    idle::sleep_when_idle();
     let run = std::env::temp_dir().join(format!("semoe-example-{}", std::process::id()));
     let config = Config::parse(CONFIG, Path::new("counting.toml"), &[])?;
     let summary = Pipeline::new(config).run_dir(&run).data(|| Ok(Box::new(Counting))).train()?;

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --example 04_own_gate`
 
-use semoe::base::Result;
+use semoe::base::{Result, idle};
 use semoe::config::Config;
 use semoe::model::config::ModelConfig;
 use semoe::model::gate::{Gate, GateContext, Selection};
@@ -46,6 +46,7 @@ impl Gate for HashGate {
 }
 
 fn main() -> Result<()> {
+    idle::sleep_when_idle();
     let run = std::env::temp_dir().join(format!("semoe-example-{}", std::process::id()));
     let config = Config::load(Path::new("configs/tiny.toml"), &["train.steps=8".to_owned()])?;
     let summary = Pipeline::new(config)

@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod clock;
 pub mod error;
 pub mod file;
+pub mod idle;
 pub mod ids;
 pub mod ledger;
 pub mod timing;

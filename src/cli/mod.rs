@@ -9,7 +9,6 @@ mod chat;
 mod config;
 mod doctor;
 mod generate;
-mod idle;
 mod import;
 mod interrupt;
 mod model;
@@ -23,7 +22,7 @@ mod store;
 mod train;
 mod verify;
 
-use crate::base::Result;
+use crate::base::{Result, idle};
 use crate::config::Config;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

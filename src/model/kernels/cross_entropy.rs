@@ -96,7 +96,7 @@ mod tests {
             let targets = [Some(3), None, Some(99), Some(0), Some(50), None, Some(7)];
             let plain: Vec<i64> = targets.map(|t| t.map_or(-100, |t| t as i64)).to_vec();
             let leaf = logits.to_kind(Kind::Float).set_requires_grad(true);
-            let theirs = leaf.log_softmax(-1, Kind::Float).nll_loss(
+            let theirs = leaf.log_softmax(-1, Kind::Float).g_nll_loss(
                 &Tensor::from_slice(&plain),
                 None::<&Tensor>,
                 Reduction::None,

@@ -17,7 +17,8 @@ const SETTINGS: [&str; 2] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"];
 const LOOKS: &str = "3000";
 
 /// Starts this program anew with threads that soon sleep, unless the environment says how they
-/// wait: libgomp reads that when it is loaded, which was before `main`.
+/// wait: libgomp reads that when it is loaded, which was before `main`. So a program that trains
+/// calls it first.
 ///
 /// Returns where nothing had to be done, or where the system refuses (it says so in the log).
 pub fn sleep_when_idle() {
