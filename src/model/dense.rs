@@ -182,7 +182,7 @@ impl DenseModel {
         let mut out = tch::no_grad(|| {
             let attention = &self.at(l)?.attention;
             let context = attention.attend(&self.project(l, x)?)?.context;
-            self.from_context(l, x, &context)
+            self.after_attention(l, x, &context)
         })?;
         out.y_th = out.y_th.f_to_kind(self.precision.kind())?;
         Ok(out)
@@ -195,7 +195,7 @@ impl DenseModel {
             let qkv = self.project(l, &x)?;
             let attended = tch::no_grad(|| self.at(l)?.attention.attend(&qkv))?;
             let context = attended.context.f_detach()?.f_set_requires_grad(true)?;
-            let out = self.from_context(l, &x, &context)?;
+            let out = self.after_attention(l, &x, &context)?;
             let kind = self.precision.kind();
             Ok(LayerTape { layer: l, kind, x, qkv, attended, context, out })
         })
@@ -296,7 +296,7 @@ impl DenseModel {
     }
 
     /// A layer from attention's context on.
-    fn from_context(&self, l: usize, x: &Tensor, context: &Tensor) -> Result<LayerOut> {
+    fn after_attention(&self, l: usize, x: &Tensor, context: &Tensor) -> Result<LayerOut> {
         let layer = self.at(l)?;
         self.tail(layer, &x.f_add(&layer.attention.output(context)?)?)
     }

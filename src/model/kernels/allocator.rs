@@ -30,7 +30,7 @@ const HEADER: usize = 64;
 const HUGE: usize = 4 << 20;
 
 /// How much of what was ever in use at once may wait besides: one part in so many.
-const KEPT: usize = 8;
+const KEPT: usize = 32;
 
 /// A mapping that no tensor uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,9 +54,9 @@ impl Pool {
         Self { free: Vec::new(), free_bytes: 0, live: 0, most: 0 }
     }
 
-    /// A block of at least `bytes` that waits: the smallest that wastes less than a quarter.
+    /// A block of at least `bytes` that waits: the smallest, at most half as long again.
     fn take(&mut self, bytes: usize) -> Option<Block> {
-        let fits = |block: &Block| block.bytes >= bytes && block.bytes <= bytes + bytes / 4;
+        let fits = |block: &Block| block.bytes >= bytes && block.bytes <= bytes + bytes / 2;
         let found = (0..self.free.len()).rev().filter(|i| fits(&self.free[*i]));
         let found = found.min_by_key(|i| self.free[*i].bytes)?;
         let block = self.free.remove(found);
