@@ -45,16 +45,24 @@ print(f"{(limit - beside) // (1 << 20) - 128}MiB")
 END
 }
 
-train memory 0
+# Where memory is not short, activations are kept, as transformers keeps them.
+train memory 0 actors.dense.activations=keep
 python scripts/peers/tokens.py data/kjv.txt.zst "$work/tokenizer.json" "$work/tokens.bin"
 same=(--layers "$layers" --tokens "$work/tokens.bin" --seconds "$patience")
 for mode in $modes; do
     peer "transformers-$mode" 0 python scripts/peers/train_peer.py "$mode" "${same[@]}"
 done
-mkdir "$work/offload"
-peer deepspeed $limit python scripts/peers/train_peer.py deepspeed --offload "$work/offload" \
-    "${same[@]}"
-rm -rf "$work/offload"
+# Where it does not start under the limit, it gets more until it does: then the ratio is of semoe's rate
+# under the limit and of DeepSpeed's with what it needs.
+for gib in $((limit >> 30)) 8 10 12 14; do
+    rm -f "$work/deepspeed.failed"
+    echo "$gib" >"$work/deepspeed.gib"
+    mkdir "$work/offload"
+    peer deepspeed $((gib << 30)) python scripts/peers/train_peer.py deepspeed \
+        --offload "$work/offload" "${same[@]}"
+    rm -rf "$work/offload"
+    [ -e "$work/deepspeed.failed" ] || break
+done
 train streamed $limit "storage.host=$(budget)"
 large=(train.batch=64 train.micro_batch=8 train.steps=6)
 train memory-large 0 "${large[@]}"

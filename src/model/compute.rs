@@ -31,7 +31,7 @@ pub fn dense(precision: Precision) -> Precision {
     if has_bf16_products() { precision } else { Precision::F32 }
 }
 
-/// What is in effect, in words: experts, then the dense part.
+/// What is in effect, in words: experts, attention, then the rest of the dense part.
 pub fn in_effect(shape: &ExpertShape) -> String {
     let vectors = match isa() {
         Isa::Avx512 => "AVX-512",
@@ -47,7 +47,10 @@ pub fn in_effect(shape: &ExpertShape) -> String {
     };
     let dense = dense(shape.precision);
     let why = if dense == shape.precision { "" } else { ": this processor has no bf16 products" };
-    format!("experts: {experts} · dense: libtorch, {}{why}", dense.name())
+    format!(
+        "experts: {experts} · attention: own vector kernels ({vectors}) · dense: libtorch, {}{why}",
+        dense.name()
+    )
 }
 
 #[cfg(test)]
