@@ -71,7 +71,7 @@ impl Heads {
     pub fn scratch(&self) -> usize {
         let [tokens, dim] = [self.tokens, self.dim].map(|n| n.next_multiple_of(panel()));
         let head = tokens * (2 * self.dim + dim) + 2 * self.tokens * dim;
-        let block = BLOCK * (2 * padded(tokens) + 3 * dim);
+        let block = BLOCK * (2 * padded(tokens) + 4 * dim);
         4 * (head + block)
     }
 }
