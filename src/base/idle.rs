@@ -18,7 +18,7 @@ const LOOKS: &str = "3000";
 
 /// Starts this program anew with threads that soon sleep, unless the environment says how they
 /// wait: libgomp reads that when it is loaded, which was before `main`. So a program that trains
-/// calls it first.
+/// calls it first. Under cargo the environment says the same (`.cargo/config.toml`).
 ///
 /// Returns where nothing had to be done, or where the system refuses (it says so in the log).
 pub fn sleep_when_idle() {

@@ -183,8 +183,8 @@ impl Attention {
         Heads {
             sequences: sequences as usize,
             tokens: tokens as usize,
-            queries: self.heads as usize,
-            keys: self.kv_heads as usize,
+            query_heads: self.heads as usize,
+            kv_heads: self.kv_heads as usize,
             dim: self.head_dim as usize,
         }
     }

@@ -41,6 +41,9 @@ fn for_chunks(
     mut work: impl FnMut(i64, Tensor, Tensor, &[Option<usize>]) -> Result<()>,
 ) -> Result<()> {
     let (vocab, _) = head_vh.size2()?;
+    if x_th.size2()?.0 != targets_t.len() as i64 {
+        return Err(Error::bug("each row of a head needs a target"));
+    }
     let targets: Vec<Option<usize>> = targets_t
         .iter()
         .map(|target| match target {

@@ -72,8 +72,8 @@ impl Sizes {
             heads: Heads {
                 sequences: load.batch / (load.ranks * load.micro_batches).max(1),
                 tokens: load.seq,
-                queries: config.heads,
-                keys: config.kv_heads,
+                query_heads: config.heads,
+                kv_heads: config.kv_heads,
                 dim: config.head_dim,
             },
         }
@@ -96,7 +96,7 @@ impl Sizes {
         // the logarithms of its sums.
         let attention = self.b * (2 * (self.q + 2 * self.g) + self.q)
             + 4 * (self.q + self.g)
-            + 4 * self.heads.queries as u64;
+            + 4 * self.heads.query_heads as u64;
         norms + attention + 8 * self.h + 4 * self.e + self.b * 4 * self.shared + 8 * self.h
     }
 
@@ -129,8 +129,10 @@ impl Sizes {
         let rows = (chunk_rows(self.v as i64) as u64).min(self.micro);
         // The logits, whose gradient takes their place, and once more as a product's operand.
         let chunk = rows * self.b * (2 * self.v + self.h);
-        let row = 16 * self.h + 2 * self.b * self.h;
-        chunk + row * self.micro + self.v * self.h * self.b
+        let row = 16 * self.h + 2 * self.b * self.h + 24;
+        // The head's gradient, and a row's exponentials of each thread.
+        let rest = self.v * (self.h * self.b + 4 * self.threads);
+        chunk + row * self.micro + rest
     }
 
     /// Every token may choose one expert; its products' operands may be packed anew.
@@ -208,7 +210,9 @@ pub fn account(config: &Config, load: &Load, placement: &Placement) -> Ledger {
         heap += sums;
     }
     heap += rows + workspace;
-    ledger.add("allocator", heap / 6 + 8 * MIB, "gaps between what the heap holds");
+    // A sixth was measured; of the dense parameters, which stay, what may wait beside them.
+    let gaps = heap / 6 + dense / 32 + 8 * MIB;
+    ledger.add("allocator", gaps, "what waits to be used again, and gaps of the heap");
 
     // The step's sequences as read, as divided, as tensors; for each rank.
     let batch = sizes.step * 16 * (2 + ranks);

@@ -2,10 +2,10 @@
 //!
 //! Law 4: what a kernel computes depends on shapes, on the instruction set and on nothing
 //! else: neither on how the work was divided between threads nor on addresses beyond 64-byte
-//! alignment. All `unsafe` of the model layer's sparse side lies in this folder.
+//! alignment. All `unsafe` loops of the model layer lie in this folder.
 //!
 //! ```text
-//! slot bytes ──view──▶ tensors, typed slices ──▶ swiglu, adamw, reduce ──parallel──▶ threads
+//! slot bytes ──view──▶ tensors, typed slices ──▶ experts, attention, loss, adamw ──parallel──▶ threads
 //! encoded weights, f32 activations ──▶ linear (with threads of its own)
 //! ```
 

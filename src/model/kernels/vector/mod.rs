@@ -1,9 +1,9 @@
-//! The expert in f32 vector arithmetic, for processors without matrix units: bf16 and f32 operands,
-//! sums in f32.
+//! The expert in f32 vector arithmetic, for processors without matrix units, and attention of training
+//! for all (`attention`): bf16 and f32 operands, sums in f32.
 //!
 //! One product serves all: rows in f32 as they lie, times a panel of P columns that was widened and
 //! laid out [K, P] just before (`pack`), by tiles whose sums stay in registers (`tile`). A task
-//! is a panel (or, for weight gradients, a strip of rows), so threads share nothing but reading.
+//! of an expert is a panel (or, for weight gradients, a strip of rows), so threads share nothing but reading.
 //!
 //! ```text
 //! forward    gate, up = x · Wᵀ      panels of W_gate, W_up, transposed   then act = silu(gate) · up

@@ -36,7 +36,7 @@ pub struct AttentionTape<'a, T> {
 /// Gradients of q, k and v, in their shapes.
 ///
 /// # Errors
-/// As [`attention`].
+/// As [`super::attention`].
 pub fn attention_backward<T: Element>(
     tape: AttentionTape<'_, T>,
     [dq, dk, dv]: [&mut [T]; 3],
@@ -55,7 +55,7 @@ pub fn attention_backward<T: Element>(
         (dv.len(), narrow),
     ])?;
     let job = Backward { tape, dq: Shared::new(dq), dk: Shared::new(dk), dv: Shared::new(dv) };
-    parallel_for(heads.sequences * heads.keys, 1, |range| {
+    parallel_for(heads.sequences * heads.kv_heads, 1, |range| {
         // SAFETY: the slices were checked; each index writes heads of its own.
         unsafe { backward_heads::<T>(&job, range) }
     })
@@ -99,10 +99,10 @@ unsafe fn backward_body<S: Simd, T: Element>(job: &Backward<'_, T>, range: Range
     let [q, d_out, dq, panel] = blocks.each_mut().map(Floats::at);
     let [weights, d_weights] = rows.each_mut().map(Floats::at);
     let whole = Block { first: 0, rows: heads.tokens };
-    let group = heads.queries / heads.keys;
+    let group = heads.query_heads / heads.kv_heads;
     for index in range {
-        let (sequence, key_head) = (index / heads.keys, index % heads.keys);
-        let place = Place::new(heads, heads.keys, sequence, key_head);
+        let (sequence, key_head) = (index / heads.kv_heads, index % heads.kv_heads);
+        let place = Place::new(heads, heads.kv_heads, sequence, key_head);
         sums.iter_mut().for_each(|sums| sums.slice().fill(0.0));
         let [dk, dv] = sums.each_mut().map(Floats::at);
         // SAFETY: the slices have the sizes of the shape; the scratch has room.
@@ -112,8 +112,8 @@ unsafe fn backward_body<S: Simd, T: Element>(job: &Backward<'_, T>, range: Range
             as_it_lies::<S, T>(heads, place.matrix(tape.k), keys_as_lie.at());
         }
         for head in key_head * group..(key_head + 1) * group {
-            let of_queries = Place::new(heads, heads.queries, sequence, head);
-            let log_sums = &tape.log_sums[(sequence * heads.queries + head) * heads.tokens..];
+            let of_queries = Place::new(heads, heads.query_heads, sequence, head);
+            let log_sums = &tape.log_sums[(sequence * heads.query_heads + head) * heads.tokens..];
             for block in Block::all(heads.tokens) {
                 // SAFETY: as above; rows of these heads are written by this index alone.
                 unsafe {

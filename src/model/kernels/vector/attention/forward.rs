@@ -35,7 +35,7 @@ pub fn attention<T: Element>(
         (log_sums.len(), heads.rows()),
     ])?;
     let job = Forward { heads, q, k, v, out: Shared::new(out), log_sums: Shared::new(log_sums) };
-    parallel_for(heads.sequences * heads.keys, 1, |range| {
+    parallel_for(heads.sequences * heads.kv_heads, 1, |range| {
         // SAFETY: the slices were checked; each index writes heads of its own.
         unsafe { forward_heads::<T>(&job, range) }
     })
@@ -59,18 +59,18 @@ unsafe fn forward_body<S: Simd, T: Element>(job: &Forward<'_, T>, range: Range<u
     let (mut q, mut out) = (Floats::new(BLOCK * dim), Floats::new(BLOCK * dim));
     let mut scores = Floats::new(BLOCK * stride);
     let (keys, values, q, out, scores) = (keys.at(), values.at(), q.at(), out.at(), scores.at());
-    let group = heads.queries / heads.keys;
+    let group = heads.query_heads / heads.kv_heads;
     for index in range {
-        let (sequence, key_head) = (index / heads.keys, index % heads.keys);
-        let place = Place::new(heads, heads.keys, sequence, key_head);
+        let (sequence, key_head) = (index / heads.kv_heads, index % heads.kv_heads);
+        let place = Place::new(heads, heads.kv_heads, sequence, key_head);
         // SAFETY: the slices have the sizes of the shape; the scratch has room.
         unsafe {
             columns::<S, T>(heads, place.matrix(job.k), keys);
             as_it_lies::<S, T>(heads, place.matrix(job.v), values);
         }
         for head in key_head * group..(key_head + 1) * group {
-            let place = Place::new(heads, heads.queries, sequence, head);
-            let sums = (sequence * heads.queries + head) * heads.tokens;
+            let place = Place::new(heads, heads.query_heads, sequence, head);
+            let sums = (sequence * heads.query_heads + head) * heads.tokens;
             for block in Block::all(heads.tokens) {
                 let mut inverse = [0f32; BLOCK];
                 // SAFETY: as above; rows of this head are written by this index alone.

@@ -1,12 +1,12 @@
 //! Causal attention of whole sequences, forward and backward, in f32 vector arithmetic.
 //!
 //! ```text
-//! forward    P  = softmax(s Q Kᵀ)          O = P V, and the logarithm of each row's sum is kept
-//! backward   dV = Pᵀ dO                    dS = P ∘ (dO Vᵀ − rowsum(dO ∘ O))
+//! forward    A  = softmax(s Q Kᵀ)          O = A V, and the logarithm of each row's sum is kept
+//! backward   dV = Aᵀ dO                    dS = A ∘ (dO Vᵀ − rowsum(dO ∘ O))
 //!            dQ = s dS K                   dK = s dSᵀ Q
 //! ```
 //!
-//! (Dao et al. 2022, FlashAttention, whose backward pass recomputes P from the kept logarithms.) A
+//! (Dao et al. 2022, FlashAttention, whose backward pass recomputes A from the kept logarithms.) A
 //! task is one key/value head of one sequence with all the query heads that share it; queries pass
 //! in blocks, each over the keys up to its last query. Law 4: a task computes alone, in a fixed
 //! order, so threads change nothing.
@@ -32,29 +32,32 @@ use parts::BLOCK;
 pub struct Heads {
     pub sequences: usize,
     pub tokens: usize,
-    pub queries: usize,
-    pub keys: usize,
+    pub query_heads: usize,
+    pub kv_heads: usize,
     pub dim: usize,
 }
 
 impl Heads {
     /// Elements of Q and of the output.
     fn wide(&self) -> usize {
-        self.sequences * self.tokens * self.queries * self.dim
+        self.sequences * self.tokens * self.query_heads * self.dim
     }
 
     /// Elements of K and of V.
     fn narrow(&self) -> usize {
-        self.sequences * self.tokens * self.keys * self.dim
+        self.sequences * self.tokens * self.kv_heads * self.dim
     }
 
     /// Rows of all heads.
     fn rows(&self) -> usize {
-        self.sequences * self.tokens * self.queries
+        self.sequences * self.tokens * self.query_heads
     }
 
     fn check(&self, parts: &[(usize, usize)]) -> Result<()> {
-        let whole = self.keys > 0 && self.queries.is_multiple_of(self.keys) && self.dim > 0;
+        let whole = self.tokens > 0
+            && self.kv_heads > 0
+            && self.query_heads.is_multiple_of(self.kv_heads)
+            && self.dim > 0;
         if whole && parts.iter().all(|(got, want)| got == want) {
             return Ok(());
         }

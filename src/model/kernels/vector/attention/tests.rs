@@ -25,12 +25,17 @@ struct Case {
 }
 
 impl Case {
-    fn new([sequences, tokens, queries, keys, dim]: [usize; 5], kind: Kind) -> Self {
+    fn new([sequences, tokens, query_heads, kv_heads, dim]: [usize; 5], kind: Kind) -> Self {
         let size = |of: usize| [sequences, tokens, of, dim].map(|n| n as i64);
         let input = |seed, of| noise(&size(of), seed, kind);
         Self {
-            heads: Heads { sequences, tokens, queries, keys, dim },
-            inputs: [input(1, queries), input(2, keys), input(3, keys), input(4, queries)],
+            heads: Heads { sequences, tokens, query_heads, kv_heads, dim },
+            inputs: [
+                input(1, query_heads),
+                input(2, kv_heads),
+                input(3, kv_heads),
+                input(4, query_heads),
+            ],
         }
     }
 
@@ -53,7 +58,7 @@ impl Case {
 
     /// The same from libtorch, in f32.
     fn theirs(&self) -> [Tensor; 4] {
-        let groups = (self.heads.queries / self.heads.keys) as i64;
+        let groups = (self.heads.query_heads / self.heads.kv_heads) as i64;
         let leaves = self.inputs.each_ref().map(|x| x.to_kind(Kind::Float).set_requires_grad(true));
         let [q, k, v] = [0, 1, 2].map(|i| leaves[i].transpose(1, 2));
         let [k, v] = [k, v].map(|x| x.repeat_interleave_self_int(groups, 1, None));
@@ -76,7 +81,8 @@ impl Case {
     }
 }
 
-const CASES: [[usize; 5]; 6] = [
+const CASES: [[usize; 5]; 7] = [
+    [2, 21, 4, 2, 15],
     [1, 1, 1, 1, 8],
     [2, 37, 4, 4, 24],
     [1, 130, 6, 2, 64],
@@ -125,7 +131,7 @@ fn a_wrong_size_is_refused() {
     let case = Case::new([1, 4, 2, 2, 8], Kind::Float);
     let [q, k, v, _] = case.inputs.each_ref().map(|x| elements::<f32>(x).unwrap());
     let mut out = vec![0.0; 64];
-    let heads = Heads { queries: 3, ..case.heads };
+    let heads = Heads { query_heads: 3, ..case.heads };
     assert!(attention(heads, [q, k, v], &mut out, &mut [0.0; 8]).is_err());
     assert!(attention(case.heads, [q, k, v], &mut out, &mut [0.0; 7]).is_err());
 }
