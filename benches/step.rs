@@ -119,11 +119,14 @@ enabled = false
         let mut batch = 2;
         while batch <= 512 {
             let forecast = self.forecast(QUARTER, batch)?;
-            let off = (forecast.compute_seconds / forecast.io_seconds / wanted).ln().abs();
-            if off > best.0 {
+            let ratio = forecast.compute_seconds / forecast.io_seconds / wanted;
+            if ratio.ln().abs() < best.0 {
+                best = (ratio.ln().abs(), batch);
+            }
+            // One forecast may meet a slow disk: well beyond, no other is nearer.
+            if ratio > 2.0 {
                 break;
             }
-            best = (off, batch);
             batch = (batch * 3).div_ceil(2).next_multiple_of(2);
         }
         Ok(best.1)
