@@ -113,23 +113,18 @@ enabled = false
         Ok(plan(&config, &self.dir)?.forecast)
     }
 
-    /// The batch whose arithmetic takes about `wanted` times as long as its I/O.
+    /// The batch whose arithmetic takes about `wanted` times as long as its I/O: in proportion to one
+    /// that is forecast, of three forecasts the middle one.
     fn batch_for(&self, wanted: f64) -> Result<usize> {
-        let mut best = (f64::INFINITY, 0);
-        let mut batch = 2;
-        while batch <= 512 {
-            let forecast = self.forecast(QUARTER, batch)?;
-            let ratio = forecast.compute_seconds / forecast.io_seconds / wanted;
-            if ratio.ln().abs() < best.0 {
-                best = (ratio.ln().abs(), batch);
-            }
-            // One forecast may meet a slow disk: well beyond, no other is nearer.
-            if ratio > 2.0 {
-                break;
-            }
-            batch = (batch * 3).div_ceil(2).next_multiple_of(2);
+        const TRIED: usize = 16;
+        let mut ratios = Vec::new();
+        for _ in 0..3 {
+            let forecast = self.forecast(QUARTER, TRIED)?;
+            ratios.push(forecast.compute_seconds / forecast.io_seconds);
         }
-        Ok(best.1)
+        ratios.sort_by(f64::total_cmp);
+        let batch = (TRIED as f64 * wanted / ratios[1]) as usize;
+        Ok(batch.next_multiple_of(2).clamp(2, 512))
     }
 
     fn streamed_beside_in_memory(&mut self) -> Result<()> {
