@@ -52,7 +52,7 @@ impl Block {
     }
 }
 
-/// All rows of a head's matrix transposed: [S in panels][D][P].
+/// All rows of a head's matrix transposed: `[S in panels][D][P]`.
 ///
 /// # Safety
 /// As [`pack::transposed`]; `out` holds S in whole panels times D.
@@ -67,7 +67,7 @@ pub unsafe fn columns<S: Simd, T: Element>(heads: &Heads, w: Matrix<T>, out: *mu
     }
 }
 
-/// All rows of a head's matrix as they lie: [D in panels][S][P].
+/// All rows of a head's matrix as they lie: `[D in panels][S][P]`.
 ///
 /// # Safety
 /// As [`pack::rows`]; `out` holds S times D in whole panels.
