@@ -2,8 +2,8 @@
 //!
 //! Law: at every moment resident memory and page cache together are at most the total, which
 //! depends on the configuration and the machine alone: `semoe plan` and `semoe train` print the
-//! same. Each line is a bound that follows from sizes; `tests/memory_within_ledger.rs` measures
-//! the sum.
+//! same. Each line is a bound that follows from sizes;
+//! `tests/limits/memory_within_ledger.rs` measures the sum.
 //!
 //! Legend, in bytes a token unless said: T tokens of a step over all ranks, t of a micro-batch on
 //! one rank; C bytes of the compute type, B of the dense part's; H hidden, Q heads · D, G key/value

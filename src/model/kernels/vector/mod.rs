@@ -3,7 +3,8 @@
 //!
 //! One product serves all: rows in f32 as they lie, times a panel of P columns that was widened and
 //! laid out [K, P] just before (`pack`), by tiles whose sums stay in registers (`tile`). A task
-//! of an expert is a panel (or, for weight gradients, a strip of rows), so threads share nothing but reading.
+//! of an expert is a panel (or, for weight gradients, a strip of rows), so threads share nothing but
+//! reading.
 //!
 //! ```text
 //! forward    gate, up = x · Wᵀ      panels of W_gate, W_up, transposed   then act = silu(gate) · up
