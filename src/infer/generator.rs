@@ -401,6 +401,7 @@ fn settings(
     huge_pages: bool,
     source: &Source,
 ) -> Settings {
+    let activations = options.activations.unwrap_or_else(Activations::best);
     Settings {
         requested: Requested {
             memory: options.memory,
@@ -423,7 +424,8 @@ fn settings(
             },
             io: io.service().effective().clone(),
             weights: encodings(source),
-            activations: options.activations.unwrap_or_else(Activations::best).name(),
+            activations: activations.name(),
+            instructions: activations.instructions(),
             kv: kv_name(options.kv),
             threads: needs.threads,
             context: needs.context,

@@ -98,8 +98,9 @@ fn mebibytes_up(bytes: u64) -> String {
 fn activations(config: &ModelConfig, rows: usize, needs: &Needs, sequences: usize) -> u64 {
     let h = config.hidden;
     let width = config.expert_width.max(config.shared_width.unwrap_or(0));
-    // The products' scratch: inputs taken in twice, gate and up, what they join to, the output.
-    let products = 2 * h.max(width) + 3 * width + h;
+    // The products' scratch: inputs taken in twice, one of them in two forms, gate and up, what they join to,
+    // the output.
+    let products = 3 * h.max(width) + 3 * width + h;
     let floats = rows * (2 * h + products) + 3 * sequences * config.vocab;
     Forward::buffer_bytes(config, rows, needs.context, needs.threads)
         + Mix::bytes(rows, config.top_k, h)

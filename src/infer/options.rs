@@ -156,6 +156,8 @@ pub struct Effective {
     /// Activations have this type in products with bf16 weights; they are f32 elsewhere, and are
     /// rounded to int8 by groups for integer weights.
     pub activations: &'static str,
+    /// The instructions that products use.
+    pub instructions: &'static str,
     pub kv: &'static str,
     pub threads: usize,
     pub context: usize,
@@ -198,8 +200,8 @@ impl fmt::Display for Settings {
         )?;
         write!(
             f,
-            "  compute   {threads} threads, context {}, {} sequences, chunks of {}, {pages}",
-            e.context, e.sequences, e.chunk
+            "  compute   {threads} threads ({}), context {}, {} sequences, chunks of {}, {pages}",
+            e.instructions, e.context, e.sequences, e.chunk
         )
     }
 }

@@ -49,7 +49,8 @@ fn threads_within_what_is_said() {
         ("ranks", &["actors.expert.threads=2", "parallel.expert=2"], 2, 0),
     ];
     for (name, sets, compute, optimizer) in cases {
-        let sets = [sets, &["train.steps=3"]].concat();
+        // Helpers come and go with the regions that they help in: long enough to be seen.
+        let sets = [sets, &["train.steps=12"]].concat();
         let (most, at_once, said) = threads(dir.path(), name, &sets);
         println!("{name}: {at_once} of {said}: {most:?}");
         assert!(at_once <= said, "{name}: {at_once} threads of {said}: {most:?}");

@@ -176,7 +176,7 @@ fn run(
         gate_up: Disjoint::new(sized(gate_up, rows * 2 * width)),
         act: Disjoint::new(act_nf),
     };
-    let step = product::task_rows(e.first(), 2 * rows, pool.threads(), 1);
+    let step = product::task_rows(e.first(), 2 * rows, *level, pool.threads(), 1);
     pool.run(width.div_ceil(step), &|_, task| {
         // SAFETY: matrices are checked, x was taken in, each task has columns of its own.
         unsafe { call.columns(task * step, width.min((task + 1) * step)) }
@@ -188,7 +188,7 @@ fn run(
     let y = sized(out, rows * hidden);
     let y = Outputs { all: Disjoint::new(y), stride: hidden, offset: 0, add: false };
     let (act_nf, input, level) = (&*act_nf, &*input, *level);
-    let step = product::task_rows(down, rows, pool.threads(), 1);
+    let step = product::task_rows(down, rows, level, pool.threads(), 1);
     pool.run(hidden.div_ceil(step), &|_, task| {
         let (from, to) = (task * step, hidden.min((task + 1) * step));
         // SAFETY: as above.
@@ -229,7 +229,7 @@ pub(super) fn take(
     if w.transposed {
         return Ok(());
     }
-    input.take(Form::of(w.encoding, level), x_nk, w.cols, pool)
+    input.take(Form::of(w.encoding, w.cols, level), x_nk, w.cols, pool)
 }
 
 impl ExpertWeights<'_> {
@@ -305,7 +305,9 @@ fn decode_bias(p: &Projection<'_>, out: &mut [f32]) -> Result<bool> {
 }
 
 fn same_form(a: &Projection<'_>, b: &Projection<'_>, level: Level) -> bool {
-    let form = |p: &Projection<'_>| (Form::of(p.matrix.encoding, level), p.matrix.transposed);
+    let form = |p: &Projection<'_>| {
+        (Form::of(p.matrix.encoding, p.matrix.cols, level), p.matrix.transposed)
+    };
     form(a) == form(b)
 }
 

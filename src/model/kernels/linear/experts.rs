@@ -57,7 +57,7 @@ pub fn experts_of_row(
     like.take_in(inputs, x_h, hidden, level, pool)?;
     let gate_up = Disjoint::new(sized(gate_up, count * 2 * width));
     let all = Disjoint::new(act_ef);
-    let step = product::task_rows(like.first(), 2, pool.threads(), count);
+    let step = product::task_rows(like.first(), 2, level, pool.threads(), count);
     let tasks = width.div_ceil(step);
     pool.run(count * tasks, &|_, task| {
         let (index, from) = (task / tasks, task % tasks * step);
@@ -81,7 +81,7 @@ pub fn experts_of_row(
     take(input, &like.down.matrix, act_ef, level, pool)?;
     let y = Disjoint::new(sized(out, count * hidden));
     let (out, act_ef, input) = (Disjoint::new(out_kh), &*act_ef, &*input);
-    let step = product::task_rows(&like.down.matrix, 1, pool.threads(), count);
+    let step = product::task_rows(&like.down.matrix, 1, level, pool.threads(), count);
     let tasks = hidden.div_ceil(step);
     pool.run(count * tasks, &|_, task| {
         let (index, from) = (task / tasks, task % tasks * step);

@@ -10,6 +10,8 @@ use super::pool::{Disjoint, Pool};
 use super::sets;
 use super::simd::Level;
 #[cfg(target_arch = "x86_64")]
+use super::tiles;
+#[cfg(target_arch = "x86_64")]
 use super::work::sized;
 use crate::base::Result;
 use crate::model::kernels::dispatch::dispatched;
@@ -36,6 +38,9 @@ pub(super) enum Form {
     Blocks,
     /// Rounded to bf16.
     Pairs,
+    /// As `Pairs`, in groups of rows as the kernels of [`super::tiles`] take them.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
     /// int8, with a scale for each group of this many columns.
     Groups(usize),
     /// As `Groups`, as the kernels of [`super::sets`] take them.
@@ -44,8 +49,11 @@ pub(super) enum Form {
 }
 
 impl Form {
-    pub fn of(encoding: Encoding, level: Level) -> Self {
+    /// Of a matrix with rows of `cols`.
+    pub fn of(encoding: Encoding, cols: usize, level: Level) -> Self {
         let group = match encoding {
+            #[cfg(target_arch = "x86_64")]
+            Encoding::Bf16 if level >= Level::Amx && tiles::fits(cols) => return Self::Tiles,
             Encoding::Bf16 if level >= Level::Avx512Bf16 => return Self::Pairs,
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 | Encoding::Fp8 => return Self::Blocks,
             Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 => 32,
@@ -70,9 +78,12 @@ pub(super) struct Input {
     pub cols: usize,
     /// `Blocks`: [⌈K/512⌉, N, K_STRIDE], zeros after the last column.
     pub blocks: Aligned<f32>,
-    /// `Pairs`: bf16 [N, `pair_stride`], zeros after the last column.
+    /// `Pairs` and `Tiles`: bf16 [N, `pair_stride`], zeros after the last column.
     pub pairs: Aligned<u16>,
     pub pair_stride: usize,
+    /// `Tiles`, where there are several rows: the same in groups.
+    #[cfg(target_arch = "x86_64")]
+    pub tiles: Aligned<u16>,
     /// `Groups`: int8 [N, `q_stride`], zeros after the last column.
     pub q: Aligned<i8>,
     /// Scale of each group [N, `d_stride`], and scale · Σ q; `Sets`: of each set.
@@ -96,6 +107,8 @@ impl Input {
         match form {
             Form::Blocks => self.take_blocks(x_nk, pool),
             Form::Pairs => self.take_pairs(x_nk, pool),
+            #[cfg(target_arch = "x86_64")]
+            Form::Tiles => self.take_tiles(x_nk, pool),
             Form::Groups(group) => self.take_groups(group, x_nk, pool),
             #[cfg(target_arch = "x86_64")]
             Form::Sets { group, bias, layout } => self.take_sets(group, bias, layout, x_nk, pool),
@@ -127,6 +140,15 @@ impl Input {
             let out = unsafe { pairs.range(n * stride, stride) };
             round_pairs(&x_nk[n * cols..(n + 1) * cols], out);
         })
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn take_tiles(&mut self, x_nk: &[f32], pool: &mut Pool) -> Result<()> {
+        self.take_pairs(x_nk, pool)?;
+        let Self { pairs, pair_stride, tiles, rows, cols, .. } = self;
+        let rows_nk = pairs.sized(*rows * *pair_stride)?;
+        // SAFETY: the form is of a processor that has AMX, and so AVX-512 BF16.
+        unsafe { tiles::pack(rows_nk, *pair_stride, (*rows, *cols), tiles, pool) }
     }
 
     fn take_groups(&mut self, group: usize, x_nk: &[f32], pool: &mut Pool) -> Result<()> {

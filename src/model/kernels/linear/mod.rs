@@ -5,7 +5,7 @@
 //! one order of sums, whatever N is, and one treatment of the activations:
 //!
 //! * floats (F32, F16, BF16, FP8) are decoded to f32 and multiplied in f32 (`floats`, `columns`);
-//! * BF16 that meets [`Activations::Bf16`] is multiplied in pairs and summed in f32 (`pairs`);
+//! * BF16 that meets [`Activations::Bf16`] is multiplied in pairs and summed in f32 (`pairs`; with AMX `tiles`);
 //! * integers (Q8_0, Q4_0, Q4_K, Q6_K, MXFP4, `Int8`, `Int4`) meet activations rounded to int8
 //!   by groups, for one row as for a thousand (`ints`; with AVX-512 VNNI `sets`): their sums within a
 //!   group, or a set of sixteen columns, are exact.
@@ -14,7 +14,7 @@
 //!
 //! ```text
 //! x [N, K] ──input──▶ f32 in blocks | bf16 | int8 in groups ─┐
-//! W as it lies ──────────────────────────────────────────────┴─product──▶ floats | columns | pairs | ints | sets ──▶ out [N, M]
+//! W as it lies ──────────────────────────────────────────────┴─product──▶ floats | columns | pairs | tiles | ints | sets ──▶ out [N, M]
 //!                                     (tasks of rows of W, on the threads of pool)
 //! ```
 
@@ -40,6 +40,8 @@ mod sets;
 pub(super) mod simd;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod work;
 
 pub use aligned::AlignedBytes;
@@ -82,7 +84,7 @@ pub fn linears<const P: usize>(
     x_nk: &[f32],
     work: &mut Work,
 ) -> Result<()> {
-    let form = |w: &Matrix<'_>| (w.transposed, w.cols, Form::of(w.encoding, work.level));
+    let form = |w: &Matrix<'_>| (w.transposed, w.cols, Form::of(w.encoding, w.cols, work.level));
     if products.iter().all(|(w, _)| form(w) == form(&products[0].0)) {
         return region(products, x_nk, false, work);
     }
@@ -106,12 +108,12 @@ fn region<const P: usize>(
         rows_of(w, x_nk, out_nm)?;
     }
     if !transposed {
-        input.take(Form::of(first.encoding, *level), x_nk, cols, pool)?;
+        input.take(Form::of(first.encoding, cols, *level), x_nk, cols, pool)?;
     }
     let (input, level) = (&*input, *level);
     let mut tasks = 0;
     let products = products.map(|(w, out_nm)| {
-        let step = product::task_rows(&w, rows, threads, P);
+        let step = product::task_rows(&w, rows, level, threads, P);
         let first = tasks;
         tasks += w.rows.div_ceil(step);
         let out = Outputs { stride: w.rows, offset: 0, add, all: Disjoint::new(out_nm) };

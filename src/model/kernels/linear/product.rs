@@ -7,7 +7,7 @@ use super::pool::Disjoint;
 use super::simd::Level;
 use super::{columns, floats, ints};
 #[cfg(target_arch = "x86_64")]
-use super::{pairs, sets};
+use super::{pairs, sets, tiles};
 
 /// Bytes of W below which a task costs more to hand out than to do.
 const LEAST_BYTES: usize = 16 << 10;
@@ -23,12 +23,20 @@ const CUT: usize = 16;
 
 /// Rows of W a task, for a product of `n` rows on `threads` threads, one of `of` like it in a region of
 /// them; a multiple of the kernel's own step where there are enough.
-pub(super) fn task_rows(w: &Matrix<'_>, n: usize, threads: usize, of: usize) -> usize {
+pub(super) fn task_rows(
+    w: &Matrix<'_>,
+    n: usize,
+    level: Level,
+    threads: usize,
+    of: usize,
+) -> usize {
     let few = n <= FEW;
-    let cut = match (w.transposed, few) {
-        (true, _) => columns::CUT,
-        (false, true) => CUT,
-        (false, false) => 3 * CUT,
+    let cut = match (w.transposed, Form::of(w.encoding, w.cols, level), few) {
+        (true, ..) => columns::CUT,
+        #[cfg(target_arch = "x86_64")]
+        (false, Form::Tiles, _) => tiles::ROWS,
+        (false, _, true) => CUT,
+        (false, _, false) => 3 * CUT,
     };
     let row_bytes = (w.data.len() / w.rows.max(1)).max(1);
     let least = LEAST_BYTES.div_ceil(row_bytes * n.max(1));
@@ -149,6 +157,25 @@ pub(super) unsafe fn rows_from(
                 add,
             };
             return pairs::run(&call);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if input.form == Form::Tiles {
+            // One row is a group as it lies.
+            let row = input.pairs.as_ptr().wrapping_add(first * input.pair_stride);
+            let x = if n == 1 { row } else { input.tiles.as_ptr() };
+            let call = tiles::Call {
+                w: data,
+                row_bytes,
+                x: x.cast(),
+                n,
+                k,
+                from,
+                to,
+                out: target,
+                out_stride,
+                add,
+            };
+            return tiles::run(&call);
         }
         let (aux_stride, aux_second) = match w.encoding {
             Encoding::Mxfp4 => (k / BLOCK, 0),

@@ -53,6 +53,19 @@ impl Activations {
         Err(Error::config(text))
     }
 
+    /// The instructions that products with them use.
+    fn level(self) -> Level {
+        match self {
+            Self::F32 => level().min(Level::Avx512Vnni),
+            Self::Bf16 => level(),
+        }
+    }
+
+    /// The same in words.
+    pub fn instructions(self) -> &'static str {
+        self.level().name()
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -68,11 +81,11 @@ impl Work {
     /// As [`Pool::new`] and [`Activations::check`].
     pub fn new(threads: usize, activations: Activations) -> Result<Self> {
         activations.check()?;
-        let level = match activations {
-            Activations::F32 => level().min(Level::Avx512Vnni),
-            Activations::Bf16 => level(),
-        };
-        Ok(Self { pool: Pool::new(threads)?, level, scratch: Scratch::default() })
+        Ok(Self {
+            pool: Pool::new(threads)?,
+            level: activations.level(),
+            scratch: Scratch::default(),
+        })
     }
 
     pub fn activations(&self) -> Activations {

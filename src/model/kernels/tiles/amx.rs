@@ -32,14 +32,30 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// The tile registers of this thread, configured as eight tiles of 16 × 64 bytes; released on
-/// drop, so that libtorch finds them as it left them: unconfigured.
-pub struct Registers(());
+/// The tile registers of this thread: four results (tmm0 to 3), two left operands (tmm4 and 5), two right ones
+/// (tmm6 and 7); released on drop, so that libtorch finds them as it left them: unconfigured.
+pub struct Registers {
+    /// Bytes of a row of B.
+    row_bytes: usize,
+}
 
 impl Registers {
+    /// Whole tiles, of 16 rows of 64 bytes.
+    ///
     /// # Safety
     /// Only where AMX is detected and permitted.
     pub unsafe fn take() -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self::sized(16, 16) }
+    }
+
+    /// A tiles of `rows` rows and B tiles of `columns` columns, 1 to 16 each.
+    ///
+    /// # Safety
+    /// As [`Registers::take`].
+    pub unsafe fn sized(rows: usize, columns: usize) -> Self {
+        assert!((1..=16).contains(&rows) && (1..=16).contains(&columns), "no tile has this size");
+        let row_bytes = 4 * columns;
         let mut config = Config {
             palette: 1,
             start_row: 0,
@@ -47,11 +63,13 @@ impl Registers {
             row_bytes: [0; 16],
             rows: [0; 16],
         };
-        config.row_bytes[..8].fill(64);
-        config.rows[..8].fill(16);
+        config.row_bytes[..8].fill(row_bytes as u16);
+        config.row_bytes[4..6].fill(64);
+        config.rows[..6].fill(rows as u8);
+        config.rows[6..8].fill(16);
         // SAFETY: the processor has AMX, and the configuration is a valid one of palette 1.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack)) };
-        Self(())
+        Self { row_bytes }
     }
 }
 
@@ -62,9 +80,14 @@ impl Drop for Registers {
     }
 }
 
-/// The loop of [`product`] and [`product_ahead`]; `$prefetch` are the lines between the loads.
+/// The loop of all products: `load` loads B; `first` and `second` follow the first product of A0 and of A1;
+/// `next` moves what else moves along the depth.
 macro_rules! product_asm {
-    ($depth:ident, $a:ident, $b:ident, $out:ident, [$($first:literal),*], [$($second:literal),*] $(, $extra:tt = $kind:ident($class:ident) $value:expr => _)*) => {
+    (
+        $depth:ident, $a:ident, $b:ident, $out:ident, load [$($load:expr),*],
+        first [$($first:expr),*], second [$($second:expr),*], next [$($next:expr),*],
+        $($operand:tt)*
+    ) => {
         asm!(
             "tilezero tmm0",
             "tilezero tmm1",
@@ -72,97 +95,106 @@ macro_rules! product_asm {
             "tilezero tmm3",
             "2:",
             "tileloadd tmm4, [{a0} + {a_stride}*1]",
-            "tileloadd tmm6, [{b0} + {row}*1]",
-            "tileloadd tmm7, [{b1} + {row}*1]",
+            $($load,)*
             "tdpbf16ps tmm0, tmm4, tmm6",
             $($first,)*
-            "tdpbf16ps tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{a1} + {a_stride}*1]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             $($second,)*
-            "tdpbf16ps tmm3, tmm5, tmm7",
             "add {a0}, {a_step}",
             "add {a1}, {a_step}",
             "add {b0}, {b_step}",
-            "add {b1}, {b_step}",
+            $($next,)*
             "dec {depth}",
             "jnz 2b",
-            "tilestored [{out} + {row}*1], tmm0",
-            "tilestored [{out} + {row}*1 + 1024], tmm1",
-            "tilestored [{out} + {row}*1 + 2048], tmm2",
-            "tilestored [{out} + {row}*1 + 3072], tmm3",
+            "tilestored [{out} + {line}*1], tmm0",
+            "tilestored [{out} + {line}*1 + 1024], tmm1",
+            "tilestored [{out} + {line}*1 + 2048], tmm2",
+            "tilestored [{out} + {line}*1 + 3072], tmm3",
             a0 = inout(reg) $a.tiles[0] => _,
             a1 = inout(reg) $a.tiles[1] => _,
             b0 = inout(reg) $b.tiles[0] => _,
-            b1 = inout(reg) $b.tiles[1] => _,
             depth = inout(reg) $depth => _,
             a_stride = in(reg) $a.stride,
             a_step = in(reg) $a.step,
             b_step = in(reg) $b.step,
-            row = in(reg) 64usize,
+            line = in(reg) 64usize,
             out = in(reg) $out.0.as_mut_ptr(),
-            $($extra = $kind($class) $value => _,)*
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            $($operand)*
             options(nostack),
+        )
+    };
+}
+
+/// Asks for the sixteen rows of the tile behind the one at `$at` along the depth.
+macro_rules! next_tile {
+    ($at:literal, $step:literal, $stride:literal) => {
+        concat!(
+            "lea {next}, [{",
+            $at,
+            "} + {",
+            $step,
+            "}]\n",
+            ".rept 16\n",
+            "prefetcht0 [{next}]\n",
+            "add {next}, {",
+            $stride,
+            "}\n",
+            ".endr"
         )
     };
 }
 
 /// out = [a0; a1] · [b0, b1] over `depth` tiles of 32.
 ///
-/// # Safety
-/// Within the life of [`Registers`]; the operands' tiles must be readable over `depth` steps.
-#[inline(always)]
-pub unsafe fn product(_: &Registers, depth: usize, a: Operand, b: Operand, out: &mut Block) {
-    debug_assert!(depth > 0 && b.stride == 64);
-    // SAFETY: by the caller's promise all tiles are readable; `out` holds four tiles.
-    unsafe { product_asm!(depth, a, b, out, [], []) }
-}
-
-/// As [`product`]; meanwhile `ahead[0]` and `ahead[1]` are fetched into the second-level cache,
-/// 512 bytes each per tile of depth (any address will do: prefetching never faults).
+/// Four tiles are loaded for four products, which come as fast as the second-level cache answers: each step
+/// asks for the next one's tiles.
 ///
 /// # Safety
-/// As [`product`].
+/// Within the life of [`Registers`] of whole columns; the operands' tiles must be readable over `depth`
+/// steps.
 #[inline(always)]
-pub unsafe fn product_ahead(
-    _: &Registers,
-    depth: usize,
-    a: Operand,
-    b: Operand,
-    ahead: [*const u8; 2],
-    out: &mut Block,
-) {
-    debug_assert!(depth > 0 && b.stride == 64);
-    // SAFETY: by the caller's promise all tiles are readable; `out` holds four tiles.
+pub unsafe fn wide(registers: &Registers, depth: usize, a: Operand, b: Operand, out: &mut Block) {
+    debug_assert!(depth > 0 && b.stride == 64 && registers.row_bytes == 64);
+    // SAFETY: by the caller's promise all tiles are readable; `out` holds four tiles; prefetching never
+    // faults.
     unsafe {
         product_asm!(
             depth, a, b, out,
-            [
-                "prefetcht1 [{p0}]",
-                "prefetcht1 [{p0} + 64]",
-                "prefetcht1 [{p0} + 128]",
-                "prefetcht1 [{p0} + 192]",
-                "prefetcht1 [{p0} + 256]",
-                "prefetcht1 [{p0} + 320]",
-                "prefetcht1 [{p0} + 384]",
-                "prefetcht1 [{p0} + 448]",
-                "add {p0}, 512"
+            load ["tileloadd tmm6, [{b0} + {line}*1]", next_tile!("b0", "b_step", "line")],
+            first [
+                "tileloadd tmm7, [{b1} + {line}*1]",
+                next_tile!("a0", "a_step", "a_stride"),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                next_tile!("b1", "b_step", "line")
             ],
-            [
-                "prefetcht1 [{p1}]",
-                "prefetcht1 [{p1} + 64]",
-                "prefetcht1 [{p1} + 128]",
-                "prefetcht1 [{p1} + 192]",
-                "prefetcht1 [{p1} + 256]",
-                "prefetcht1 [{p1} + 320]",
-                "prefetcht1 [{p1} + 384]",
-                "prefetcht1 [{p1} + 448]",
-                "add {p1}, 512"
-            ],
-            p0 = inout(reg) ahead[0] => _,
-            p1 = inout(reg) ahead[1] => _
+            second [next_tile!("a1", "a_step", "a_stride"), "tdpbf16ps tmm3, tmm5, tmm7"],
+            next ["add {b1}, {b_step}"],
+            b1 = inout(reg) b.tiles[1] => _,
+            next = out(reg) _,
+        )
+    }
+}
+
+/// out = [a0; a1] · b0 over `depth` tiles of 32, where B's tiles may have fewer columns. Memory is what takes
+/// the time, and its own look-ahead serves it best.
+///
+/// # Safety
+/// Within the life of [`Registers`]; the operands' tiles must be readable over `depth` steps.
+#[inline(always)]
+pub unsafe fn narrow(registers: &Registers, depth: usize, a: Operand, b: Operand, out: &mut Block) {
+    debug_assert!(depth > 0 && b.stride == registers.row_bytes);
+    // SAFETY: as in `wide`.
+    unsafe {
+        product_asm!(
+            depth, a, b, out,
+            load ["tileloadd tmm6, [{b0} + {row}*1]"],
+            first [],
+            second [],
+            next [],
+            row = in(reg) b.stride,
         )
     }
 }

@@ -75,6 +75,28 @@ pub fn rows_of(tile: &[[f32; 16]; 16]) -> [__m512i; 16] {
     rows
 }
 
+/// Writes, or adds where `add`, the first `columns` columns of an f32 tile as rows of 16, row c at `at(c)`.
+///
+/// # Safety
+/// Every `at(c)` has room for 16 f32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub unsafe fn transposed(
+    tile: &[[f32; 16]; 16],
+    columns: usize,
+    add: bool,
+    at: impl Fn(usize) -> *mut f32,
+) {
+    for (c, row) in transpose(rows_of(tile)).into_iter().enumerate().take(columns) {
+        let (row, at) = (_mm512_castsi512_ps(row), at(c));
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let row = if add { _mm512_add_ps(_mm512_loadu_ps(at), row) } else { row };
+            _mm512_storeu_ps(at, row);
+        }
+    }
+}
+
 /// 32 bf16: `first` in the lower half, `second` in the upper; rounded to nearest even.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]

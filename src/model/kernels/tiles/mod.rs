@@ -27,9 +27,13 @@ mod pack;
 mod pairs;
 mod unit;
 
+pub(super) use amx::{Registers, narrow, wide};
 pub use backward::{BackwardCall, backward};
 pub use forward::{KeptTiles, forward, gate_up};
+pub(super) use lanes::transposed;
+pub(super) use pack::columns;
 pub use unit::Unit;
+pub(super) use unit::{Block, Operand};
 
 /// Rows are padded to this: the depth of one tile product.
 const ROW_BLOCK: usize = 32;

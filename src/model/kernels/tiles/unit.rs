@@ -82,8 +82,8 @@ impl Multiplier {
         }
     }
 
-    /// out = [a0; a1] · [b0, b1]. `ahead`: what to fetch into the second-level cache meanwhile, 512
-    /// bytes from each per tile of depth (any address will do: prefetching never faults).
+    /// out = [a0; a1] · [b0, b1]. `ahead`: what vectors of pairs fetch into the second-level cache
+    /// meanwhile, 512 bytes from each per tile of depth (any address will do: prefetching never faults).
     ///
     /// # Safety
     /// The operands' tiles are readable over the depth of `part`, and zero beyond it.
@@ -100,12 +100,12 @@ impl Multiplier {
         let depth = part.depth.div_ceil(32);
         // SAFETY: by the caller's promise, and the registers are taken where they are used.
         unsafe {
-            match (&self.0, ahead) {
-                (Some(registers), Some(ahead)) => {
-                    amx::product_ahead(registers, depth, a, b, ahead, out);
+            match &self.0 {
+                Some(registers) if part.columns > 16 => {
+                    amx::wide(registers, depth, a, b, out);
                 }
-                (Some(registers), None) => amx::product(registers, depth, a, b, out),
-                (None, ahead) => pairs::product(a, b, part, ahead, out),
+                Some(registers) => amx::narrow(registers, depth, a, b, out),
+                None => pairs::product(a, b, part, ahead, out),
             }
         }
     }

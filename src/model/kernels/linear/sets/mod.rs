@@ -23,10 +23,11 @@ use layout::{SETS, STRETCH};
 pub(super) use panel::{COLUMNS, Meeting};
 pub(super) use rounding::{Rounded, join, round};
 use std::arch::x86_64::*;
+use std::sync::OnceLock;
 
 /// Columns of a block: sixteen rows of codes are 32 KiB.
 const K_BLOCK: usize = 2048;
-/// Bytes ahead of the weights in use that are asked for, past the other caches: they are used once.
+/// Bytes ahead of the weights in use that are asked for.
 const AHEAD: usize = 4096;
 
 /// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
@@ -151,42 +152,71 @@ pub(super) fn bias(encoding: Encoding) -> i32 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn rows<W: Codes>(call: &Call) {
     // SAFETY: the caller's.
-    unsafe { if call.n >= many(W::LAYOUT) { panel::run::<W>(call) } else { few::<W>(call) } }
+    unsafe {
+        match call.n >= many(W::LAYOUT) {
+            true => panel::run::<W>(call),
+            false if bypasses() => few::<W, true>(call),
+            false => few::<W, false>(call),
+        }
+    }
+}
+
+/// Whether weights, which are used once, are best asked for past the outer caches. Not on Intel: there the
+/// few buffers of the first-level cache wait for memory then, and half of its rate is lost.
+fn bypasses() -> bool {
+    static BYPASSES: OnceLock<bool> = OnceLock::new();
+    *BYPASSES.get_or_init(|| {
+        let leaf = __cpuid(0);
+        let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+        vendor.as_flattened() != b"GenuineIntel"
+    })
+}
+
+/// Asks for the line at `p`, which need not exist.
+#[inline(always)]
+fn prefetch<const BYPASS: bool>(p: *const u8) {
+    // SAFETY: every processor of this architecture has it, and it never faults.
+    unsafe {
+        match BYPASS {
+            true => _mm_prefetch::<_MM_HINT_NTA>(p.cast()),
+            false => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        }
+    }
 }
 
 /// Two rows of W at a time, from the two halves of the range, so that memory is read in two long
 /// streams.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn few<W: Codes>(call: &Call) {
+unsafe fn few<W: Codes, const BYPASS: bool>(call: &Call) {
     let half = (call.to - call.from) / 2;
     for at in (0..AHEAD).step_by(64) {
         for m in [call.from, call.from + half] {
-            _mm_prefetch::<_MM_HINT_NTA>(call.w.wrapping_add(m * call.row_bytes + at).cast());
+            prefetch::<BYPASS>(call.w.wrapping_add(m * call.row_bytes + at));
         }
     }
     for m in call.from..call.from + half {
         // SAFETY: the caller's.
-        unsafe { columns::<W, 2>(call, [m, m + half]) }
+        unsafe { columns::<W, 2, BYPASS>(call, [m, m + half]) }
     }
     for m in call.from + 2 * half..call.to {
         // SAFETY: the caller's.
-        unsafe { columns::<W, 1>(call, [m]) }
+        unsafe { columns::<W, 1, BYPASS>(call, [m]) }
     }
 }
 
 /// R rows of W times all rows of x, four at a time.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn columns<W: Codes, const R: usize>(call: &Call, rows: [usize; R]) {
+unsafe fn columns<W: Codes, const R: usize, const BYPASS: bool>(call: &Call, rows: [usize; R]) {
     for c in (0..call.n).step_by(4) {
         // SAFETY: the caller's.
         unsafe {
             match call.n - c {
-                1 => outputs::<W, R, 1>(call, rows, c),
-                2 => outputs::<W, R, 2>(call, rows, c),
-                3 => outputs::<W, R, 3>(call, rows, c),
-                _ => outputs::<W, R, 4>(call, rows, c),
+                1 => outputs::<W, R, 1, BYPASS>(call, rows, c),
+                2 => outputs::<W, R, 2, BYPASS>(call, rows, c),
+                3 => outputs::<W, R, 3, BYPASS>(call, rows, c),
+                _ => outputs::<W, R, 4, BYPASS>(call, rows, c),
             }
         }
     }
@@ -251,7 +281,7 @@ impl Tail {
 /// R rows of W times C rows of x from `c` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn outputs<W: Codes, const R: usize, const C: usize>(
+unsafe fn outputs<W: Codes, const R: usize, const C: usize, const BYPASS: bool>(
     call: &Call,
     rows: [usize; R],
     c: usize,
@@ -269,7 +299,7 @@ unsafe fn outputs<W: Codes, const R: usize, const C: usize>(
                     let place = Place::of::<W>(call, rows[r], s);
                     let mut ahead = AHEAD;
                     while ahead < AHEAD + W::BYTES {
-                        _mm_prefetch::<_MM_HINT_NTA>(place.w.wrapping_add(ahead).cast());
+                        prefetch::<BYPASS>(place.w.wrapping_add(ahead));
                         ahead += 64;
                     }
                     step::<W, C>(place, &x, s, &mut acc[r]);

@@ -22,6 +22,8 @@ pub use avx2::Avx2;
 pub use avx512::Avx512;
 pub use portable::Portable;
 
+#[cfg(target_arch = "x86_64")]
+use crate::model::kernels::tiles::Unit;
 use std::sync::OnceLock;
 
 /// Lanes of f32. Every method is unsafe for one reason: the processor must have the instruction
@@ -107,6 +109,22 @@ pub enum Level {
     Avx512Vnni,
     /// And with products of bf16 pairs: activations are rounded to bf16 for bf16 weights.
     Avx512Bf16,
+    /// And with tiles of them (AMX).
+    Amx,
+}
+
+impl Level {
+    /// What processors call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+            Self::Avx512Vnni => "AVX-512 VNNI",
+            Self::Avx512Bf16 => "AVX-512 VNNI, BF16",
+            Self::Amx => "AVX-512 VNNI, AMX",
+        }
+    }
 }
 
 /// The best that this machine offers, decided once.
@@ -127,6 +145,7 @@ fn detect() -> Level {
     let vnni = is_x86_feature_detected!("avx512vnni");
     let bf16 = is_x86_feature_detected!("avx512bf16");
     match (avx2, avx512, vnni, bf16) {
+        (true, true, true, true) if Unit::Amx.available() => Level::Amx,
         (true, true, true, true) => Level::Avx512Bf16,
         (true, true, true, false) => Level::Avx512Vnni,
         (true, true, false, _) => Level::Avx512,
@@ -163,7 +182,7 @@ macro_rules! for_level {
                     unsafe { $body::<Avx2 $(, $codec)?>($arg) }
                 }
                 match level {
-                    Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
+                    Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => {
                         // SAFETY: the level says that the processor has the features.
                         return unsafe { wide($arg) };
                     }

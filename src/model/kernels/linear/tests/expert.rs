@@ -115,7 +115,7 @@ fn an_expert_is_its_formula_in_f64() {
                         .collect();
                     let got = run(&apart(&parts, activation, biased), &x, &weights, &mut work);
                     // An activation on the border of two rounded values may fall to either side.
-                    let rounded = Form::of(encoding, level) != Form::Blocks;
+                    let rounded = Form::of(encoding, hidden, level) != Form::Blocks;
                     let bound = if rounded { 2e-3 } else { 1e-5 };
                     let distance = distance(&got, &want);
                     assert!(distance < bound, "{level:?} {encoding:?} {n}: {distance}");

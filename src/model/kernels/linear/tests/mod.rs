@@ -39,7 +39,14 @@ impl Random {
 
 /// The instruction sets that can be tried here.
 pub fn levels() -> Vec<Level> {
-    let all = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+    let all = [
+        Level::Portable,
+        Level::Avx2,
+        Level::Avx512,
+        Level::Avx512Vnni,
+        Level::Avx512Bf16,
+        Level::Amx,
+    ];
     all.into_iter().filter(|one| *one <= level()).collect()
 }
 
@@ -94,9 +101,11 @@ pub fn shapes(encoding: Encoding) -> Vec<(usize, usize)> {
 
 /// x as the kernel sees it: rounded, by groups or each by itself, where the encoding says so.
 pub fn seen(encoding: Encoding, level: Level, x: &[f32], cols: usize) -> Vec<f32> {
-    let group = match Form::of(encoding, level) {
+    let group = match Form::of(encoding, cols, level) {
         Form::Blocks => return x.to_vec(),
         Form::Pairs => return x.iter().map(|x| from_bf16(to_bf16(*x))).collect(),
+        #[cfg(target_arch = "x86_64")]
+        Form::Tiles => return x.iter().map(|x| from_bf16(to_bf16(*x))).collect(),
         Form::Groups(group) => group,
         #[cfg(target_arch = "x86_64")]
         Form::Sets { group, .. } => group,
