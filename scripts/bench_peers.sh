@@ -31,6 +31,14 @@ done
 missing=()
 [ -e /usr/include/libaio.h ] || missing+=(libaio-dev)
 command -v g++ >/dev/null || missing+=(g++)
+# GCC 12 drops most of a tile configuration (its _tile_loadconfig names eight bytes as read): built with it,
+# llama.cpp's code for AMX ends in an illegal instruction.
+compiler=
+if grep -qw amx_int8 /proc/cpuinfo; then
+    compiler="-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
+    command -v clang++ >/dev/null || missing+=(clang)
+    dpkg -s libomp-dev >/dev/null 2>&1 || missing+=(libomp-dev)
+fi
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 [ -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
     missing+=(python3-dev)
@@ -49,7 +57,7 @@ if ! cmp -s scripts/peers/requirements.txt "$python_env/installed.txt"; then
     grep -v '^deepspeed\|^llama' scripts/peers/requirements.txt | $pip -r /dev/stdin
     $pip --no-build-isolation "$(grep '^deepspeed' scripts/peers/requirements.txt)"
     say "building llama.cpp for this processor"
-    CMAKE_ARGS=-DGGML_NATIVE=ON $pip "$(grep '^llama' scripts/peers/requirements.txt)"
+    CMAKE_ARGS="-DGGML_NATIVE=ON $compiler" $pip "$(grep '^llama' scripts/peers/requirements.txt)"
     cp scripts/peers/requirements.txt "$python_env/installed.txt"
 fi
 export PATH=$python_env/bin:$PATH

@@ -146,7 +146,7 @@ unsafe fn rows(
             if two {
                 wide(registers, depth, a, b, &mut out);
             } else {
-                narrow(registers, depth, a, b, &mut out);
+                narrow(registers, depth, a, b, g > 0, &mut out);
             }
             for of in 0..1 + usize::from(two) {
                 let valid = (call.n - (g + of) * GROUP).min(GROUP);

@@ -178,23 +178,42 @@ pub unsafe fn wide(registers: &Registers, depth: usize, a: Operand, b: Operand, 
     }
 }
 
-/// out = [a0; a1] · b0 over `depth` tiles of 32, where B's tiles may have fewer columns. Memory is what takes
-/// the time, and its own look-ahead serves it best.
+/// out = [a0; a1] · b0 over `depth` tiles of 32, where B's tiles may have fewer columns. `near`: A lies in the
+/// second-level cache already, and is asked for as by [`wide`]; where it comes from memory, that is what
+/// takes the time, and its own look-ahead serves it best.
 ///
 /// # Safety
 /// Within the life of [`Registers`]; the operands' tiles must be readable over `depth` steps.
 #[inline(always)]
-pub unsafe fn narrow(registers: &Registers, depth: usize, a: Operand, b: Operand, out: &mut Block) {
+pub unsafe fn narrow(
+    registers: &Registers,
+    depth: usize,
+    a: Operand,
+    b: Operand,
+    near: bool,
+    out: &mut Block,
+) {
     debug_assert!(depth > 0 && b.stride == registers.row_bytes);
     // SAFETY: as in `wide`.
     unsafe {
-        product_asm!(
-            depth, a, b, out,
-            load ["tileloadd tmm6, [{b0} + {row}*1]"],
-            first [],
-            second [],
-            next [],
-            row = in(reg) b.stride,
-        )
+        match near {
+            false => product_asm!(
+                depth, a, b, out,
+                load ["tileloadd tmm6, [{b0} + {row}*1]"],
+                first [],
+                second [],
+                next [],
+                row = in(reg) b.stride,
+            ),
+            true => product_asm!(
+                depth, a, b, out,
+                load ["tileloadd tmm6, [{b0} + {row}*1]", next_tile!("b0", "b_step", "row")],
+                first [next_tile!("a0", "a_step", "a_stride")],
+                second [next_tile!("a1", "a_step", "a_stride")],
+                next [],
+                row = in(reg) b.stride,
+                next = out(reg) _,
+            ),
+        }
     }
 }

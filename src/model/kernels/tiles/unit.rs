@@ -104,7 +104,7 @@ impl Multiplier {
                 Some(registers) if part.columns > 16 => {
                     amx::wide(registers, depth, a, b, out);
                 }
-                Some(registers) => amx::narrow(registers, depth, a, b, out),
+                Some(registers) => amx::narrow(registers, depth, a, b, false, out),
                 None => pairs::product(a, b, part, ahead, out),
             }
         }
