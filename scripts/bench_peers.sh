@@ -48,7 +48,8 @@ if [ ${#missing[@]} -gt 0 ]; then
         "${missing[@]}" >&2 || die "missing packages: ${missing[*]}"
 fi
 
-if ! cmp -s scripts/peers/requirements.txt "$python_env/installed.txt"; then
+wanted=$(cat scripts/peers/requirements.txt && echo "# llama.cpp: $compiler")
+if [ "$(cat "$python_env/installed.txt" 2>/dev/null)" != "$wanted" ]; then
     say "making $python_env (about 7 GB: torch comes with its CUDA libraries)"
     rm -rf "$python_env"
     python3 -m venv "$python_env"
@@ -58,7 +59,7 @@ if ! cmp -s scripts/peers/requirements.txt "$python_env/installed.txt"; then
     $pip --no-build-isolation "$(grep '^deepspeed' scripts/peers/requirements.txt)"
     say "building llama.cpp for this processor"
     CMAKE_ARGS="-DGGML_NATIVE=ON $compiler" $pip "$(grep '^llama' scripts/peers/requirements.txt)"
-    cp scripts/peers/requirements.txt "$python_env/installed.txt"
+    echo "$wanted" >"$python_env/installed.txt"
 fi
 export PATH=$python_env/bin:$PATH
 
