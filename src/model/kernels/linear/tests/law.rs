@@ -39,9 +39,9 @@ fn a_row_among_very_many_is_the_same() {
         let mut work = work(2, level);
         for encoding in Encoding::ALL {
             let w = random(encoding, 21, 2304, &mut random_numbers);
-            let x = random_numbers.numbers(100 * 2304);
+            let x = random_numbers.numbers(150 * 2304);
             let want = in_pieces(&w.view(), &x, 1, &mut work);
-            for n in [11, 25, 100] {
+            for n in [11, 25, 100, 150] {
                 assert_eq!(in_pieces(&w.view(), &x, n, &mut work), want, "{level:?} {encoding:?}");
             }
         }
