@@ -62,6 +62,25 @@ impl Floats for Avx512 {
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn e4m3_twice(p: *const u8, scale: __m512) -> [__m512; 2] {
+        // SAFETY: the caller's.
+        let bytes = unsafe { _mm256_loadu_si256(p.cast()) };
+        let signed = _mm256_or_si256(bytes, _mm256_set1_epi8(-128));
+        if _mm256_cmpeq_epi8_mask(signed, _mm256_set1_epi8(-1)) != 0 {
+            // NaN, which a checkpoint hardly has.
+            // SAFETY: the caller's.
+            return unsafe { [0, 16].map(|at| Self::mul(Self::e4m3(p.add(at)), scale)) };
+        }
+        // Halves of 2^-8 of the values: sign, a copy of it to be cleared, seven bits, seven zeros. What is
+        // missing of their size is in the scale, which stays exact.
+        let high = _mm512_slli_epi16::<7>(_mm512_cvtepi8_epi16(bytes));
+        let half = _mm512_and_si512(high, _mm512_set1_epi16(0xbfff_u16 as i16));
+        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(256.0));
+        let [first, second] = [_mm512_castsi512_si256(half), _mm512_extracti64x4_epi64::<1>(half)];
+        [first, second].map(|half| _mm512_mul_ps(_mm512_cvtph_ps(half), scale))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
         _mm512_mul_ps(a, b)
     }

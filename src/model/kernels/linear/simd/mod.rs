@@ -38,6 +38,11 @@ pub trait Floats: Copy + 'static {
     unsafe fn f16(p: *const u8) -> Self::V;
     unsafe fn bf16(p: *const u8) -> Self::V;
     unsafe fn e4m3(p: *const u8) -> Self::V;
+    /// Two vectors of e4m3 times `scale`, one after the other.
+    unsafe fn e4m3_twice(p: *const u8, scale: Self::V) -> [Self::V; 2] {
+        // SAFETY: the caller's.
+        unsafe { [0, Self::LANES].map(|at| Self::mul(Self::e4m3(p.add(at)), scale)) }
+    }
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// a b + c.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;

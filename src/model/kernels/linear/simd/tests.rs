@@ -49,6 +49,15 @@ unsafe fn decodes_alike<S: Floats>() {
             let lane = i * 8 - at;
             assert_eq!(got[lane..lane + 8], floats::<P>(|| P::e4m3(want.as_ptr())));
         }
+        for at in (0..bytes.len()).step_by(2 * S::LANES) {
+            for part in 0..2 {
+                let p = bytes[at..].as_ptr();
+                let got = floats::<S>(|| S::e4m3_twice(p, S::splat(0.3))[part]);
+                let p = p.add(part * S::LANES);
+                let want = floats::<S>(|| S::mul(S::e4m3(p), S::splat(0.3)));
+                assert_eq!(got, want);
+            }
+        }
     }
 }
 
