@@ -5,7 +5,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/version.h>
 
 #include <string>
@@ -48,24 +47,6 @@ extern "C" {
 const char *semoe_last_error() { return last_error.c_str(); }
 
 const char *semoe_torch_version() { return TORCH_VERSION; }
-
-int semoe_autograd_grad(void *const *outputs, void *const *grad_outputs, size_t n_outputs,
-                        void *const *inputs, size_t n_inputs, int retain_graph, void **grads) {
-  return guarded([&] {
-    torch::autograd::variable_list outs, gouts, ins;
-    for (size_t i = 0; i < n_outputs; i++) {
-      outs.push_back(*static_cast<at::Tensor *>(outputs[i]));
-      gouts.push_back(grad_outputs[i] ? *static_cast<at::Tensor *>(grad_outputs[i])
-                                      : at::Tensor());
-    }
-    for (size_t i = 0; i < n_inputs; i++)
-      ins.push_back(*static_cast<at::Tensor *>(inputs[i]));
-    auto got = torch::autograd::grad(outs, ins, gouts, retain_graph != 0,
-                                     /*create_graph=*/false, /*allow_unused=*/true);
-    for (size_t i = 0; i < n_inputs; i++)
-      grads[i] = got[i].defined() ? new at::Tensor(got[i]) : nullptr;
-  });
-}
 
 int semoe_parallel_for(int64_t n, int64_t grain, void (*body)(void *, int64_t, int64_t),
                        void *ctx) {

@@ -13,12 +13,6 @@ const char *semoe_last_error();
 // The version that this was compiled against, such as "2.11.0".
 const char *semoe_torch_version();
 
-// Gradients of `outputs` with respect to `inputs`, given `grad_outputs` (NULL entries mean
-// "ones", for scalars). Writes one owned tensor, or NULL where an input was not used, into
-// each of `grads`. Nothing is accumulated into `.grad`.
-int semoe_autograd_grad(void *const *outputs, void *const *grad_outputs, size_t n_outputs,
-                        void *const *inputs, size_t n_inputs, int retain_graph, void **grads);
-
 // Runs `body(ctx, begin, end)` over [0, n) on libtorch's intra-op threads.
 int semoe_parallel_for(int64_t n, int64_t grain, void (*body)(void *, int64_t, int64_t),
                        void *ctx);

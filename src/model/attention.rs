@@ -1,16 +1,21 @@
-//! Grouped-query attention in three steps: project (with norms and rotation by explicit positions)
-//! and output under autograd, attend between them by kernels of our own.
+//! Grouped-query attention of training, forward and backward: libtorch's products, and kernels of our
+//! own for what lies between them.
 //!
-//! Legend: B sequences, S tokens of one, H hidden, N query heads, G key/value heads, D head width.
+//! ```text
+//! n_th ─ qkv ─▶ projection ─ turn (norms, clamp, rotation) ─▶ q, k, v ─ attend ─▶ context ─ o ─▶
+//! ```
+//!
+//! Legend: B sequences, S tokens of one, T = B·S, H hidden, N query heads, G key/value heads, D head
+//! width.
 
 use super::compute;
 use super::config::{ModelConfig, Precision};
-use super::family::{QkNorm, Slot};
+use super::family::Slot;
+use super::kernels::turn::{self, Turn};
 use super::kernels::vector::{AttentionTape, Element, Heads, attention, attention_backward};
 use super::kernels::view::{elements, elements_mut};
-use super::norm::rms_norm;
 use super::params::{DenseParams, Param};
-use super::rope::Rotation;
+use super::rotary::Angles;
 use crate::base::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -21,30 +26,24 @@ pub struct Attention {
     kv_heads: i64,
     head_dim: i64,
     kind: Kind,
-    eps: f64,
-    clip: Option<f64>,
-    norm: QkNorm,
+    eps: f32,
+    clip: Option<f32>,
     qkv: Param,
     bias: Option<Param>,
-    q_norm: Option<Param>,
-    k_norm: Option<Param>,
+    /// Of queries and keys: of each head, or over all (their lengths tell).
+    norms: Option<[Param; 2]>,
     o: Param,
 }
 
-/// Projected, normed and rotated queries `[B,S,N,D]`, keys and values `[B,S,G,D]`, or the gradients
-/// of these.
-#[derive(Debug)]
-pub struct Qkv {
-    pub q: Tensor,
-    pub k: Tensor,
-    pub v: Tensor,
-}
-
-/// What attention gives, and what its backward pass needs of it.
+/// What attention keeps for its backward pass, in the compute type unless said.
 #[derive(Debug)]
 pub struct Attended {
-    /// Compute type `[B,S,N·D]`.
-    pub context: Tensor,
+    /// The projection [T, (N + 2 G) D], where a norm or a clamp reads it again.
+    projection: Option<Tensor>,
+    /// `[T,N·D]`, then `[T,G·D]` twice.
+    qkv: [Tensor; 3],
+    /// `[T,N·D]`.
+    context: Tensor,
     /// Logarithm of each row's sum of exponentials, f32 `[B,N,S]`.
     log_sums: Tensor,
 }
@@ -58,139 +57,150 @@ impl Attention {
     ) -> Result<Self> {
         let layer = Some(layer);
         let missing = || Error::bug("attention has no weights");
+        let norms = (params.param(layer, Slot::QNorm)?, params.param(layer, Slot::KNorm)?);
         Ok(Self {
             heads: config.heads as i64,
             kv_heads: config.kv_heads as i64,
             head_dim: config.head_dim as i64,
             kind: compute::dense(precision).kind(),
-            eps: config.norm_eps,
-            clip: config.clip_qkv,
-            norm: config.qk_norm,
+            eps: config.norm_eps as f32,
+            clip: config.clip_qkv.map(|clip| clip as f32),
             qkv: params.span(layer, &[Slot::Q, Slot::K, Slot::V])?.ok_or_else(missing)?,
             bias: params.span(layer, &[Slot::QBias, Slot::KBias, Slot::VBias])?,
-            q_norm: params.param(layer, Slot::QNorm)?,
-            k_norm: params.param(layer, Slot::KNorm)?,
+            norms: norms.0.zip(norms.1).map(|(of_q, of_k)| [of_q, of_k]),
             o: params.param(layer, Slot::O)?.ok_or_else(missing)?,
         })
     }
 
-    /// Its parameters, in the fixed order in which gradients are added.
-    pub(in crate::model) fn params(&self) -> Vec<&Param> {
-        let optional = [&self.bias, &self.q_norm, &self.k_norm].into_iter().flatten();
-        [&self.qkv, &self.o].into_iter().chain(optional).collect()
-    }
-
-    /// Queries, keys and values of `x` `[B,S,H]` (compute type) at the rotation's positions.
-    pub fn project(&self, x: &Tensor, rotation: &Rotation) -> Result<Qkv> {
-        let (b, s, _) = x.size3()?;
-        let bias = self.bias.as_ref().map(|bias| &bias.leaf);
-        let mut qkv = x.f_linear(&self.qkv.leaf, bias)?;
-        if let Some(clip) = self.clip
-            && self.norm != QkNorm::Full
-        {
-            qkv = qkv.f_clamp(-clip, clip)?;
-        }
-        let (n, g, d) = (self.heads, self.kv_heads, self.head_dim);
-        let parts = qkv.f_split_with_sizes([n * d, g * d, g * d].as_slice(), -1)?;
-        let q = self.turn(&parts[0], self.q_norm.as_ref(), [b, s, n, d], rotation)?;
-        let k = self.turn(&parts[1], self.k_norm.as_ref(), [b, s, g, d], rotation)?;
-        let mut v = parts[2].f_reshape([b, s, g, d])?;
-        if let Some(clip) = self.clip
-            && self.norm == QkNorm::Full
-        {
-            v = v.f_clamp(-clip, clip)?;
-        }
-        Ok(Qkv { q, k, v: v.f_contiguous()? })
-    }
-
-    /// Norm, clamp and rotation of one projection [B,S,N·D], giving `[B,S,N,D]`.
-    fn turn(
-        &self,
-        x: &Tensor,
-        norm: Option<&Param>,
-        shape: [i64; 4],
-        rotation: &Rotation,
-    ) -> Result<Tensor> {
-        let x = match (self.norm, norm) {
-            (QkNorm::Full, Some(norm)) => {
-                // OLMoE clamps after its norm.
-                let mut x = rms_norm(x, &norm.leaf, self.eps, self.kind)?;
-                if let Some(clip) = self.clip {
-                    x = x.f_clamp(-clip, clip)?;
-                }
-                x.f_reshape(shape)?
-            }
-            (QkNorm::PerHead, Some(norm)) => {
-                rms_norm(&x.f_reshape(shape)?, &norm.leaf, self.eps, self.kind)?
-            }
-            _ => x.f_reshape(shape)?,
-        };
-        rotation.apply(&x, self.kind)
-    }
-
-    /// Causal attention of each sequence over itself, without a graph.
-    pub fn attend(&self, qkv: &Qkv) -> Result<Attended> {
+    /// Causal attention of each sequence over itself, up to its context: `n_th` in the compute
+    /// type, `angles` those of the positions of one sequence.
+    pub(in crate::model) fn forward(&self, n_th: &Tensor, angles: &Angles) -> Result<Attended> {
         match self.kind {
-            Kind::BFloat16 => self.attend_in::<u16>(qkv),
-            _ => self.attend_in::<f32>(qkv),
+            Kind::BFloat16 => self.forward_in::<u16>(n_th, angles),
+            _ => self.forward_in::<f32>(n_th, angles),
         }
     }
 
-    fn attend_in<T: Element>(&self, qkv: &Qkv) -> Result<Attended> {
-        let (b, s, _, _) = qkv.q.size4()?;
-        let size = [b, s, self.heads * self.head_dim];
-        let mut context = Tensor::f_empty(size, (self.kind, Device::Cpu))?;
-        let mut log_sums = Tensor::f_empty([b, self.heads, s], (Kind::Float, Device::Cpu))?;
-        let inputs = [elements::<T>(&qkv.q)?, elements(&qkv.k)?, elements(&qkv.v)?];
-        let out = elements_mut(&mut context)?;
-        attention(self.shape(b, s), inputs, out, elements_mut(&mut log_sums)?)?;
-        Ok(Attended { context, log_sums })
+    fn forward_in<T: Element>(&self, n_th: &Tensor, angles: &Angles) -> Result<Attended> {
+        let bias = self.bias.as_ref().map(|bias| &bias.value);
+        let projection = n_th.f_linear(&self.qkv.value, bias)?;
+        let (rows, heads) = (n_th.size2()?.0, self.shape(n_th, angles)?);
+        let [wide, narrow] = [self.heads, self.kv_heads].map(|heads| heads * self.head_dim);
+        let empty = |width| Tensor::f_empty([rows, width], (self.kind, Device::Cpu));
+        let [mut q, mut k, mut v] = [empty(wide)?, empty(narrow)?, empty(narrow)?];
+        let turn = self.turn(angles)?;
+        let parts = [elements_mut::<T>(&mut q)?, elements_mut(&mut k)?, elements_mut(&mut v)?];
+        turn::forward(&turn, elements(&projection)?, parts)?;
+        let mut context = empty(wide)?;
+        let mut log_sums = Tensor::f_empty([rows * self.heads], (Kind::Float, Device::Cpu))?;
+        let inputs = [elements::<T>(&q)?, elements(&k)?, elements(&v)?];
+        attention(heads, inputs, elements_mut(&mut context)?, elements_mut(&mut log_sums)?)?;
+        let projection = turn.reads_input().then_some(projection);
+        Ok(Attended { projection, qkv: [q, k, v], context, log_sums })
     }
 
-    /// Gradients of what `attend` was given, from that of the context (compute type).
-    pub fn attend_backward(&self, qkv: &Qkv, made: &Attended, d_out: &Tensor) -> Result<Qkv> {
-        match self.kind {
-            Kind::BFloat16 => self.attend_backward_in::<u16>(qkv, made, d_out),
-            _ => self.attend_backward_in::<f32>(qkv, made, d_out),
-        }
+    /// Output projection of what [`Attention::forward`] gave: `[T,H]` in the compute type.
+    pub fn output(&self, made: &Attended) -> Result<Tensor> {
+        Ok(made.context.f_linear(&self.o.value, None::<&Tensor>)?)
     }
 
-    fn attend_backward_in<T: Element>(
+    /// Gradient of `n_th`, compute type, from that of [`Attention::output`], `[T,H]` f32 or compute
+    /// type; the parameters' are added to theirs.
+    pub(in crate::model) fn backward(
         &self,
-        qkv: &Qkv,
-        made: &Attended,
+        made: Attended,
+        n_th: &Tensor,
         d_out: &Tensor,
-    ) -> Result<Qkv> {
-        let (b, s, _, _) = qkv.q.size4()?;
-        let like = |x: &Tensor| Tensor::f_empty(x.size(), (self.kind, Device::Cpu));
-        let mut grads = Qkv { q: like(&qkv.q)?, k: like(&qkv.k)?, v: like(&qkv.v)? };
-        let d_out = d_out.f_contiguous()?;
+        angles: &Angles,
+    ) -> Result<Tensor> {
+        match self.kind {
+            Kind::BFloat16 => self.backward_in::<u16>(made, n_th, d_out, angles),
+            _ => self.backward_in::<f32>(made, n_th, d_out, angles),
+        }
+    }
+
+    fn backward_in<T: Element>(
+        &self,
+        made: Attended,
+        n_th: &Tensor,
+        d_out: &Tensor,
+        angles: &Angles,
+    ) -> Result<Tensor> {
+        let d_out = d_out.f_to_kind(self.kind)?;
+        self.o.accumulate_product(&d_out, &made.context)?;
+        let d_context = d_out.f_mm(&self.o.value)?;
+        let grads = self.attend_backward::<T>(&made, &d_context, self.shape(n_th, angles)?)?;
+        drop(d_context);
+
+        let turn = self.turn(angles)?;
+        let width = self.qkv.value.size()[0];
+        let mut d_projection = n_th.f_new_empty([n_th.size()[0], width], (self.kind, Device::Cpu))?;
+        let projection = made.projection.as_ref().map(elements::<T>).transpose()?;
+        let [dq, dk, dv] = &grads;
+        let parts = [elements::<T>(dq)?, elements(dk)?, elements(dv)?];
+        let d_norms = turn::backward(&turn, projection, parts, elements_mut(&mut d_projection)?)?;
+        for (norm, grad) in self.norms.iter().flatten().zip(d_norms) {
+            norm.accumulate(&Tensor::f_from_slice(&grad)?)?;
+        }
+        drop((grads, made));
+
+        self.qkv.accumulate_product(&d_projection, n_th)?;
+        if let Some(bias) = &self.bias {
+            let rows = [0i64].as_slice();
+            bias.accumulate(&d_projection.f_sum_dim_intlist(rows, false, Kind::Float)?)?;
+        }
+        Ok(d_projection.f_mm(&self.qkv.value)?)
+    }
+
+    fn attend_backward<T: Element>(
+        &self,
+        made: &Attended,
+        d_context: &Tensor,
+        heads: Heads,
+    ) -> Result<[Tensor; 3]> {
+        let [q, k, v] = &made.qkv;
+        let [mut dq, mut dk, mut dv] = [q.f_empty_like()?, k.f_empty_like()?, v.f_empty_like()?];
         let tape = AttentionTape {
-            heads: self.shape(b, s),
-            q: elements::<T>(&qkv.q)?,
-            k: elements(&qkv.k)?,
-            v: elements(&qkv.v)?,
+            heads,
+            q: elements::<T>(q)?,
+            k: elements(k)?,
+            v: elements(v)?,
             out: elements(&made.context)?,
             log_sums: elements(&made.log_sums)?,
-            d_out: elements(&d_out)?,
+            d_out: elements(d_context)?,
         };
-        let Qkv { q, k, v } = &mut grads;
-        attention_backward(tape, [elements_mut(q)?, elements_mut(k)?, elements_mut(v)?])?;
-        Ok(grads)
+        let grads = [elements_mut(&mut dq)?, elements_mut(&mut dk)?, elements_mut(&mut dv)?];
+        attention_backward(tape, grads)?;
+        Ok([dq, dk, dv])
     }
 
-    fn shape(&self, sequences: i64, tokens: i64) -> Heads {
-        Heads {
-            sequences: sequences as usize,
-            tokens: tokens as usize,
+    fn turn<'a>(&'a self, angles: &'a Angles) -> Result<Turn<'a>> {
+        let norms = match &self.norms {
+            Some([of_q, of_k]) => Some([elements(&of_q.value)?, elements(&of_k.value)?]),
+            None => None,
+        };
+        Ok(Turn {
             query_heads: self.heads as usize,
             kv_heads: self.kv_heads as usize,
             dim: self.head_dim as usize,
-        }
+            norms,
+            eps: self.eps,
+            clip: self.clip,
+            angles: angles.all(),
+        })
     }
 
-    /// Output projection of [B,S,N·D], giving `[B,S,H]` in the compute type.
-    pub fn output(&self, context: &Tensor) -> Result<Tensor> {
-        Ok(context.f_linear(&self.o.leaf, None::<&Tensor>)?)
+    fn shape(&self, n_th: &Tensor, angles: &Angles) -> Result<Heads> {
+        let (rows, tokens) = (n_th.size2()?.0 as usize, angles.rows());
+        if tokens == 0 || !rows.is_multiple_of(tokens) {
+            return Err(Error::bug("rows of an attention are no whole sequences"));
+        }
+        Ok(Heads {
+            sequences: rows / tokens,
+            tokens,
+            query_heads: self.heads as usize,
+            kv_heads: self.kv_heads as usize,
+            dim: self.head_dim as usize,
+        })
     }
 }

@@ -81,7 +81,7 @@ pub struct RowsLoss {
 /// # Errors
 /// Input if a target is outside the vocabulary.
 pub fn rows_loss(x_th: &Tensor, head: &Param, targets_t: &[i64], scale: f64) -> Result<RowsLoss> {
-    let head_vh = &head.leaf.f_detach()?;
+    let head_vh = &head.value;
     let dx_th = Tensor::f_empty_like(x_th)?;
     let mut nll_sum = 0.0;
     for_chunks(x_th, head_vh, targets_t, |start, x_rh, mut logits_rv, targets| {
@@ -90,7 +90,7 @@ pub fn rows_loss(x_th: &Tensor, head: &Param, targets_t: &[i64], scale: f64) -> 
         let dlogits_rv = logits_rv;
         let dx_rh = dx_th.f_narrow(0, start, targets.len() as i64)?;
         let _ = dlogits_rv.f_mm_out(&dx_rh, head_vh)?;
-        head.accumulate(&dlogits_rv.f_transpose(0, 1)?.f_matmul(&x_rh)?)
+        head.accumulate_product(&dlogits_rv, &x_rh)
     })?;
     let targets = targets_t.iter().filter(|t| **t != IGNORE).count();
     Ok(RowsLoss { nll_sum, targets, dx_th })

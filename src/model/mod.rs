@@ -1,7 +1,6 @@
 //! Mathematics on tensors: the dense part, the experts, the gates, the optimizer.
 
 pub mod attention;
-pub mod autograd;
 pub mod checkpoint;
 pub mod compute;
 pub mod config;
@@ -19,6 +18,6 @@ pub mod norm;
 pub mod optim;
 pub mod params;
 pub mod random;
-pub mod rope;
+mod rotary;
 pub mod shared;
 pub mod switches;

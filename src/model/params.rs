@@ -9,6 +9,8 @@ use super::config::{ModelConfig, Precision};
 use super::family::{DenseTensor, Slot, dense_tensors};
 use super::hf::{Checkpoint, Writer};
 use super::init;
+use super::kernels::reduce::accumulate;
+use super::kernels::view::{elements, elements_mut};
 use crate::base::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -41,9 +43,9 @@ impl ParamSpec {
 /// A parameter as the model uses it.
 #[derive(Debug)]
 pub struct Param {
-    /// What computation reads: a leaf of the autograd graph, in the compute type for matrix
-    /// products, f32 for norms, router and embedding.
-    pub leaf: Tensor,
+    /// What computation reads: in the compute type for matrix products, f32 for norms, router and
+    /// embedding.
+    pub value: Tensor,
     /// Its part of the flat gradient, f32.
     grad: Tensor,
 }
@@ -53,6 +55,21 @@ impl Param {
     pub fn accumulate(&self, gradient: &Tensor) -> Result<()> {
         let _ = self.grad.shallow_clone().f_add_(gradient)?;
         Ok(())
+    }
+
+    /// Adds the gradient of this matrix `[O,I]`, d_outᵀ · input, where `d_out` `[T,O]` is the gradient
+    /// of what it made of `input` `[T,I]`; both in its type.
+    ///
+    /// In f32 the product is added as it is made. In bf16 libtorch rounds it first: it has no
+    /// product of bf16 that ends in f32.
+    pub fn accumulate_product(&self, d_out: &Tensor, input: &Tensor) -> Result<()> {
+        let mut grad = self.grad.shallow_clone();
+        if d_out.f_kind()? == Kind::Float {
+            let _ = grad.f_addmm_(&d_out.f_tr()?, input)?;
+            return Ok(());
+        }
+        let product = d_out.f_tr()?.f_mm(input)?;
+        accumulate(elements(&product)?, elements_mut(&mut grad)?, false)
     }
 
     /// The f32 gradient view, for kernels that add to it themselves.
@@ -336,8 +353,7 @@ impl DenseParams {
             (Some(offset), Some(copies)) => view(copies, offset)?,
             _ => view(&self.master, first.offset)?,
         };
-        let leaf = read.f_detach()?.f_set_requires_grad(true)?;
-        Ok(Some(Param { leaf, grad: view(&self.grad, first.offset)? }))
+        Ok(Some(Param { value: read, grad: view(&self.grad, first.offset)? }))
     }
 }
 

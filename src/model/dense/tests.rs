@@ -135,7 +135,7 @@ fn gradients_are_those_of_transformers() {
         let mut steps = Vec::new();
         for l in 0..config.layers {
             let tape = model.dense.layer_tape(l, &x).unwrap();
-            let out = tape.out().unwrap();
+            let out = model.dense.layer_out(&tape).unwrap();
             let y = out.y_th.detach().set_requires_grad(true);
             let logits = out.logits_te.detach().set_requires_grad(true);
             let moe = model.moe(l, &y, &logits);
@@ -159,21 +159,19 @@ fn gradients_are_those_of_transformers() {
         let aux = (share * mean).sum(Kind::Float) * experts as f64;
         let seen = aux.double_value(&[]);
         assert!((seen / first("aux_loss") - 1.0).abs() < 2e-4, "{family}: aux_loss {seen}");
-        let coef = Tensor::from(0.01f32);
-        let aux_grads = autograd::grad(&[&aux], &[&coef], &all, false).unwrap();
+        let aux_grads = Tensor::run_backward(&[aux * 0.01], &all, true, false);
 
         let mut dx = head.dx.view([-1, config.hidden as i64]);
         let mut squares = 0.0;
         for (l, (tape, y, logits, moe)) in steps.into_iter().enumerate().rev() {
             let mut inputs = vec![&y, &logits];
             inputs.extend(model.experts[l].iter().flatten());
-            let grads = autograd::grad(&[&moe], &[&dx], &inputs, false).unwrap();
-            for grad in grads[2..].iter().flatten() {
+            let mut grads = Tensor::run_backward(&[(moe * &dx).sum(Kind::Float)], &inputs, false, false);
+            for grad in &grads[2..] {
                 squares += grad.square().sum(Kind::Double).double_value(&[]);
             }
-            let dy = grads[0].as_ref().unwrap();
-            let dlogits = grads[1].as_ref().unwrap() + aux_grads[l].as_ref().unwrap();
-            dx = model.dense.layer_backward(tape, &dx, dy, &dlogits).unwrap();
+            let dlogits = &grads[1] + &aux_grads[l];
+            dx = model.dense.layer_backward(tape, &dx, grads.swap_remove(0), &dlogits).unwrap();
             dx = dx.view([-1, config.hidden as i64]);
         }
         model.dense.embed_backward(&ids, &dx).unwrap();
@@ -202,7 +200,7 @@ fn tape_and_plain_forward_agree_bit_for_bit() {
             let ids = Tensor::randint(272, [2, 19], (Kind::Int64, Device::Cpu));
             let x = model.embed(&ids).unwrap();
             let plain = model.layer(1, &x).unwrap();
-            let tape = model.layer_tape(1, &x).unwrap().out().unwrap();
+            let tape = model.layer_out(&model.layer_tape(1, &x).unwrap()).unwrap();
             assert_eq!(plain.h_th, tape.h_th);
             assert_eq!(plain.y_th, tape.y_th);
             assert_eq!(plain.logits_te, tape.logits_te);

@@ -8,7 +8,6 @@
 
 use super::cache::KvCache;
 use super::latent::Latents;
-use super::rotary::Angles;
 use super::rows::{Run, each_part, each_row};
 use super::tensors::Weights;
 use crate::base::Result;
@@ -17,6 +16,7 @@ use crate::model::family::{QkNorm, Slot};
 use crate::model::kernels::attend::{self, QUERIES, Query};
 use crate::model::kernels::linear::{Activations, OwnedMatrix, Pool, Work, linear, linears};
 use crate::model::kernels::rows::{add, rms_norm_onto, rotate_halves, rotate_pairs};
+use crate::model::rotary::Angles;
 
 /// A matrix with the bias of its outputs.
 #[derive(Debug)]

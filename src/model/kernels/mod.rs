@@ -5,18 +5,20 @@
 //! alignment. All `unsafe` loops of the model layer lie in this folder.
 //!
 //! ```text
-//! slot bytes ──view──▶ tensors, typed slices ──▶ experts, attention, loss, adamw ──parallel──▶ threads
+//! slot bytes ──view──▶ tensors, typed slices ──▶ experts, attention, norms, loss, adamw ──parallel──▶ threads
 //! encoded weights, f32 activations ──▶ linear (with threads of its own)
 //! ```
 
 pub mod adamw;
 pub mod allocator;
 pub mod attend;
+pub mod combine;
 pub mod cross_entropy;
 pub mod dispatch;
 pub mod float;
 pub mod libtorch;
 pub mod linear;
+pub mod norm;
 pub mod parallel;
 pub mod reduce;
 pub mod rows;
@@ -26,5 +28,6 @@ pub mod split;
 pub mod swiglu;
 #[cfg(target_arch = "x86_64")]
 pub mod tiles;
+pub mod turn;
 pub mod vector;
 pub mod view;

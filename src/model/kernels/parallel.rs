@@ -32,6 +32,13 @@ pub enum Threads {
     Calling,
 }
 
+impl Threads {
+    /// Those that pay for one pass over so many elements: entering a region costs microseconds.
+    pub fn for_elements(elements: usize) -> Self {
+        if elements < 1 << 15 { Self::Calling } else { Self::Pool }
+    }
+}
+
 /// Shares of a loop for each thread: a thread that is held up leaves its later ones to the others.
 const SHARES: usize = 8;
 

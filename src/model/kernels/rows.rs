@@ -1,8 +1,9 @@
-//! Loops over one row of activations: norms, rotations, biases.
+//! Loops over one row of activations: norms and rotations, there and back, and sums.
 //!
 //! Law 4: sums run in a fixed number of lanes, whatever the instruction set.
 
 use super::dispatch::dispatched;
+use super::float::Number;
 
 /// Accumulators of a sum: part of the definition of the result.
 const LANES: usize = 16;
@@ -53,23 +54,70 @@ fn inverse_norm(x: &[f32], eps: f32) -> f32 {
 }
 
 #[inline(always)]
-fn rms_norm_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+pub(super) fn rms_norm_body<T: Number>(x: &[f32], weight: &[f32], eps: f32, out: &mut [T]) {
     let scale = inverse_norm(x, eps);
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = weight * (x * scale);
+        *out = T::store(weight * (x * scale));
     }
 }
 
 #[inline(always)]
-fn rms_norm_onto_body(x: &mut [f32], weight: &[f32], eps: f32) {
+pub(super) fn rms_norm_onto_body(x: &mut [f32], weight: &[f32], eps: f32) {
     let scale = inverse_norm(x, eps);
     for (x, weight) in x.iter_mut().zip(weight) {
         *x = weight * (*x * scale);
     }
 }
 
+/// Backward of [`rms_norm`] for one row: the gradient of its result becomes that of `x`, and the
+/// weight's is added to `d_weight`. With n = x / rms(x) and g the gradient times the weight, that of
+/// `x` is (g − n · mean(g n)) / rms(x).
 #[inline(always)]
-fn rotate_halves_body(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) fn rms_norm_back_body(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    grad: &mut [f32],
+    d_weight: &mut [f32],
+) {
+    let scale = inverse_norm(x, eps);
+    let mut lanes = [0.0f32; LANES];
+    // Whole groups of lanes as arrays, so that no index is checked in the loop.
+    let whole = (grad.as_chunks_mut::<LANES>().0.iter_mut())
+        .zip(x.as_chunks::<LANES>().0)
+        .zip(weight.as_chunks::<LANES>().0)
+        .zip(d_weight.as_chunks_mut::<LANES>().0);
+    for (((grad, x), weight), d_weight) in whole {
+        for i in 0..LANES {
+            let normed = x[i] * scale;
+            d_weight[i] += grad[i] * normed;
+            grad[i] *= weight[i];
+            lanes[i] += grad[i] * normed;
+        }
+    }
+    for i in x.len() - x.len() % LANES..x.len() {
+        let normed = x[i] * scale;
+        d_weight[i] += grad[i] * normed;
+        grad[i] *= weight[i];
+        lanes[i % LANES] += grad[i] * normed;
+    }
+    let mean = lanes.iter().sum::<f32>() / x.len() as f32;
+    for (grad, x) in grad.iter_mut().zip(x) {
+        *grad = (*grad - x * scale * mean) * scale;
+    }
+}
+
+/// [`rotate_halves`] by the negative angle.
+#[inline(always)]
+pub(super) fn rotate_halves_back_body(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = x.split_at_mut(cos.len());
+    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+        (*a, *b) = (*a * cos + *b * sin, *b * cos - *a * sin);
+    }
+}
+
+#[inline(always)]
+pub(super) fn rotate_halves_body(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, second) = x.split_at_mut(cos.len());
     for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
@@ -84,7 +132,7 @@ fn rotate_pairs_body(x: &mut [f32], cos: &[f32], sin: &[f32]) {
 }
 
 #[inline(always)]
-fn add_body(x: &mut [f32], y: &[f32]) {
+pub(super) fn add_body(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
     }

@@ -172,7 +172,7 @@ fn layer_seconds(load: &Load, sequences: usize) -> Result<f64> {
         let (tape, out) = match load.keep_dense {
             true => {
                 let tape = model.layer_tape(0, &x)?;
-                let out = tape.out()?;
+                let out = model.layer_out(&tape)?;
                 (tape, out)
             }
             false => {
@@ -185,7 +185,7 @@ fn layer_seconds(load: &Load, sequences: usize) -> Result<f64> {
         // The expert's input has the compute type, its gradient is summed in f32.
         let dy = dy.f_to_kind(Kind::Float)?;
         let dlogits = zeros(&out.logits_te)?;
-        model.layer_backward(tape, &dh, &dy, &dlogits).map(drop)
+        model.layer_backward(tape, &dh, dy, &dlogits).map(drop)
     })
 }
 

@@ -8,6 +8,7 @@ use crate::base::{BlockId, Error, ErrorKind, Part, Result};
 use crate::graph::planner::{Fact, Pass, Task};
 use crate::model::expert::{self, ExpertView};
 use crate::model::gate::{RouterStats, gate_backward};
+use crate::model::kernels::combine::sum_choices;
 use crate::storage::lease::Lease;
 use tch::{Device, Kind, Tensor};
 
@@ -167,7 +168,6 @@ impl TrainStage {
     }
 
     pub(super) fn gate_grad(&mut self, layer: usize, mb: usize) -> Result<Outcome> {
-        let hidden = self.model.config().hidden as i64;
         let top_k = self.gate.top_k() as i64;
         let aux_grad = self.aux_grads.get(layer).map(Tensor::shallow_clone);
         let z_scale = self.z_scale;
@@ -175,11 +175,7 @@ impl TrainStage {
         let cell = table.cell(layer, mb)?;
         // Sums over the K choices, in their order.
         let dx = take(&mut cell.inbox.dx, "input gradients")?;
-        let dy_th = dx.f_view([-1, top_k, hidden])?.f_sum_dim_intlist(
-            [1i64].as_slice(),
-            false,
-            Kind::Float,
-        )?;
+        let dy_th = sum_choices(&dx, top_k)?;
         let dw_tk = take(&mut cell.inbox.dw, "weight gradients")?.f_view([-1, top_k])?;
         let logits = take(&mut cell.logits, "router logits")?;
         let selection = take(&mut cell.selection, "selection")?;
@@ -210,7 +206,7 @@ impl TrainStage {
         };
         cell.y = None;
         let dh_th = dx.f_view([-1, hidden])?;
-        let dx = self.model.layer_backward(tape, &dh_th, &dy, &dlogits)?;
+        let dx = self.model.layer_backward(tape, &dh_th, dy, &dlogits)?;
         if layer > 0 {
             self.table()?.micro_batches[mb].dx = Some(dx);
             self.hand_down(task.pass, layer - 1, mb)?;

@@ -11,6 +11,7 @@ use crate::model::gate::{
     Assignments, GateContext, RouterStats, Selection, apply_capacity, capacity, choice_counts,
     earlier_counts,
 };
+use crate::model::kernels::combine::combine;
 use crate::storage::lease::Lease;
 use tch::{Device, Kind, Tensor};
 
@@ -27,7 +28,7 @@ impl TrainStage {
         let keep_tape = self.keep_dense && task.pass == Pass::Train;
         let (out, tape) = if keep_tape {
             let tape = self.model.layer_tape(layer, &x)?;
-            (tape.out()?, Some(tape))
+            (self.model.layer_out(&tape)?, Some(tape))
         } else {
             (self.model.layer(layer, &x)?, None)
         };
@@ -42,7 +43,7 @@ impl TrainStage {
 
     /// The residual stream above a layer: h + Σ_k w_k · expert_k, f32 [B, S, H], summed by k.
     fn mix(&mut self, layer: usize, mb: usize) -> Result<Tensor> {
-        let (hidden, top_k) = (self.model.config().hidden as i64, self.gate.top_k() as i64);
+        let hidden = self.model.config().hidden as i64;
         let local = self.ranks == 1;
         let table = self.table()?;
         let shape = [table.sequences as i64, table.length as i64, hidden];
@@ -53,9 +54,7 @@ impl TrainStage {
             false => take(&mut cell.outputs, "returned expert outputs")?,
         };
         let weights_tk = have(&cell.weights, "router weights")?;
-        let o_tkh = out.f_view([-1, top_k, hidden])?.f_to_kind(Kind::Float)?;
-        let mixed_th = weights_tk.f_unsqueeze(1)?.f_bmm(&o_tkh)?.f_squeeze_dim(1)?;
-        Ok(h_th.f_add(&mixed_th)?.f_reshape(shape)?)
+        Ok(combine(&h_th, weights_tk, &out)?.f_view(shape)?)
     }
 
     pub(super) fn gate(&mut self, task: Task, layer: usize, mb: usize) -> Result<Outcome> {

@@ -1,7 +1,6 @@
 //! Against libtorch's attention and its gradients, and across numbers of threads.
 
 use super::*;
-use crate::model::autograd;
 use crate::model::kernels::parallel::set_threads;
 use crate::model::kernels::vector::pack::Element;
 use crate::model::kernels::view::{elements, elements_mut};
@@ -74,8 +73,8 @@ impl Case {
         )
         .transpose(1, 2);
         let inputs = [&leaves[0], &leaves[1], &leaves[2]];
-        let grads = autograd::grad(&[&out], &[&leaves[3]], &inputs, false).unwrap();
-        let mut grads = grads.into_iter().map(Option::unwrap);
+        let scaled = (&out * leaves[3].detach()).sum(Kind::Float);
+        let mut grads = Tensor::run_backward(&[scaled], &inputs, false, false).into_iter();
         let mut next = || grads.next().unwrap();
         [out.detach(), next(), next(), next()]
     }

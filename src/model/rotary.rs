@@ -7,7 +7,7 @@ use std::f64::consts::TAU;
 
 /// Frequencies of a model's rotation.
 #[derive(Debug)]
-pub(super) struct Rotary {
+pub(in crate::model) struct Rotary {
     frequencies: Vec<f32>,
     /// Factor of cosines and sines.
     scale: f32,
@@ -15,14 +15,14 @@ pub(super) struct Rotary {
 
 /// Cosines and sines of the rows of a call, each `[T, D/2]`.
 #[derive(Debug, Default)]
-pub(super) struct Angles {
+pub(in crate::model) struct Angles {
     positions: Vec<usize>,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
 impl Rotary {
-    pub(super) fn new(config: &ModelConfig) -> Self {
+    pub(in crate::model) fn new(config: &ModelConfig) -> Self {
         let dim = config.rope_dim();
         let theta = config.rope_theta as f32;
         let period = |i: usize| theta.powf((2 * i) as f32 / dim as f32);
@@ -44,7 +44,7 @@ impl Rotary {
     }
 
     /// Fills `angles` for the positions of a call's rows; all layers of the call use them.
-    pub(super) fn at(&self, positions: impl Iterator<Item = usize> + Clone, angles: &mut Angles) {
+    pub(in crate::model) fn at(&self, positions: impl Iterator<Item = usize> + Clone, angles: &mut Angles) {
         if angles.positions.iter().copied().eq(positions.clone()) {
             return;
         }
@@ -63,8 +63,17 @@ impl Rotary {
 }
 
 impl Angles {
+    pub(in crate::model) fn rows(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Cosines and sines of all rows.
+    pub(in crate::model) fn all(&self) -> [&[f32]; 2] {
+        [&self.cos, &self.sin]
+    }
+
     /// Cosines and sines of row `row`.
-    pub(super) fn row(&self, row: usize) -> (&[f32], &[f32]) {
+    pub(in crate::model) fn row(&self, row: usize) -> (&[f32], &[f32]) {
         let half = self.cos.len() / self.positions.len().max(1);
         let range = row * half..(row + 1) * half;
         (&self.cos[range.clone()], &self.sin[range])
