@@ -134,7 +134,8 @@ impl Attention {
 
         let turn = self.turn(angles)?;
         let width = self.qkv.value.size()[0];
-        let mut d_projection = n_th.f_new_empty([n_th.size()[0], width], (self.kind, Device::Cpu))?;
+        let mut d_projection =
+            n_th.f_new_empty([n_th.size()[0], width], (self.kind, Device::Cpu))?;
         let projection = made.projection.as_ref().map(elements::<T>).transpose()?;
         let [dq, dk, dv] = &grads;
         let parts = [elements::<T>(dq)?, elements(dk)?, elements(dv)?];

@@ -115,17 +115,7 @@ impl DenseModel {
         let head = params.param(None, Slot::Head)?;
         let rotary = Rotary::new(&config);
         let angles = RefCell::default();
-        Ok(Self {
-            config,
-            precision,
-            params,
-            embed,
-            layers,
-            final_norm,
-            head,
-            rotary,
-            angles,
-        })
+        Ok(Self { config, precision, params, embed, layers, final_norm, head, rotary, angles })
     }
 
     pub fn config(&self) -> &ModelConfig {

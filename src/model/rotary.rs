@@ -44,7 +44,11 @@ impl Rotary {
     }
 
     /// Fills `angles` for the positions of a call's rows; all layers of the call use them.
-    pub(in crate::model) fn at(&self, positions: impl Iterator<Item = usize> + Clone, angles: &mut Angles) {
+    pub(in crate::model) fn at(
+        &self,
+        positions: impl Iterator<Item = usize> + Clone,
+        angles: &mut Angles,
+    ) {
         if angles.positions.iter().copied().eq(positions.clone()) {
             return;
         }

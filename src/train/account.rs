@@ -16,6 +16,7 @@ use crate::base::units::round_up;
 use crate::config::{Config, GateKind, Tokenizer};
 use crate::model::compute;
 use crate::model::expert::{Kept, Kernels};
+use crate::model::family::QkNorm;
 use crate::model::kernels::vector::Heads;
 use crate::model::loss::chunk_rows;
 use crate::model::params::DenseParams;
@@ -43,6 +44,8 @@ struct Sizes {
     v: u64,
     shared: u64,
     threads: u64,
+    /// Whether backward reads the projection of attention again.
+    projection_kept: bool,
     /// Attention of a micro-batch.
     heads: Heads,
 }
@@ -69,6 +72,7 @@ impl Sizes {
             v: config.vocab as u64,
             shared: config.shared_width.unwrap_or(0) as u64,
             threads: load.threads as u64,
+            projection_kept: config.qk_norm != QkNorm::None || config.clip_qkv.is_some(),
             heads: Heads {
                 sequences: load.batch / (load.ranks * load.micro_batches).max(1),
                 tokens: load.seq,
@@ -89,15 +93,20 @@ impl Sizes {
         4 * self.h + self.c * self.h + arrived + logits + routes
     }
 
-    /// The graph behind one layer's dense part.
+    /// What backward keeps of one layer's dense part, beside its input.
     fn tape(&self) -> u64 {
-        let norms = 2 * (4 * self.h + self.b * self.h) + self.c * self.h + 8 * (self.q + self.g);
-        // What was projected, its halves as they turn, the operands of attention, its context and
-        // the logarithms of its sums.
-        let attention = self.b * (2 * (self.q + 2 * self.g) + self.q)
-            + 4 * (self.q + self.g)
-            + 4 * self.heads.query_heads as u64;
-        norms + attention + 8 * self.h + 4 * self.e + self.b * 4 * self.shared + 8 * self.h
+        let qkv = self.q + 2 * self.g;
+        // The projection where it is read again, the operands of attention, its context and the
+        // logarithms of its sums.
+        let projection = if self.projection_kept { self.b * qkv } else { 0 };
+        let attention = self.b * (qkv + self.q) + 4 * self.heads.query_heads as u64;
+        // The residual stream after attention, and its norm.
+        projection + attention + (4 + self.b) * self.h
+    }
+
+    /// Of a tape, what is the experts' input already, which the boundary counts.
+    fn tape_of_boundary(&self) -> u64 {
+        if self.b == self.c { self.c * self.h } else { 0 }
     }
 
     /// Rows that pass the experts of one layer, with those that wait for the next.
@@ -111,27 +120,44 @@ impl Sizes {
     }
 
     fn dense_forward(&self) -> u64 {
-        let mix = 4 * self.k * self.h + 8 * self.h;
-        let norms = 12 * self.h + 2 * self.b * self.h;
-        let attention = self.b * (4 * self.q + 4 * self.g) + 14 * self.q;
-        (mix + norms + attention + 4 * self.e + (3 * self.b + 4) * self.shared) * self.micro
+        // The layer's input, its norm, the projection; the output of attention; the second norm in
+        // f32 for the router, and in the experts' type.
+        let attention = 4 * self.h + self.b * (self.h + self.q + 2 * self.g);
+        let outputs = (self.b + 4 + self.c) * self.h + 4 * self.e;
+        (self.tape() + attention + outputs + self.shared_expert()) * self.micro
     }
 
     fn dense_backward(&self) -> u64 {
-        let moving = 20 * self.h + 14 * self.q + 4 * self.b * (self.q + 2 * self.g);
-        let gradients = self.b
-            * (self.h * (self.q + 2 * self.g) + self.q * self.h + 3 * self.h * self.shared)
-            + 4 * self.e * self.h;
-        (self.tape() + moving) * self.micro + gradients
+        // Gradients as they come, of the residual stream on its way, and of the layer's input; the
+        // second norm in f32.
+        let residual = 20 * self.h + 4 * self.e;
+        // The first norm, gradients of both ends of attention and of what lies between.
+        let moving = self.b * (3 * self.h + self.q + 2 * (self.q + 2 * self.g));
+        // Sums of blocks of rows.
+        let sums = 4 * (self.h + self.q + self.g).div_ceil(32);
+        let rows = self.tape() + residual + moving + sums + self.shared_expert();
+        let weights = self.h * (2 * self.q + 2 * self.g + 3 * self.shared);
+        rows * self.micro + self.product(weights)
+    }
+
+    /// The shared expert's hidden layer, with the gradients of it, and its output.
+    fn shared_expert(&self) -> u64 {
+        if self.shared == 0 { 0 } else { 6 * self.b * self.shared + (self.b + 12) * self.h }
+    }
+
+    /// Weights' gradients that are rounded before they are added: in f32 none is.
+    fn product(&self, elements: u64) -> u64 {
+        if self.b < 4 { elements * self.b } else { 0 }
     }
 
     fn head(&self) -> u64 {
         let rows = (chunk_rows(self.v as i64) as u64).min(self.micro);
         // The logits, whose gradient takes their place, and once more as a product's operand.
         let chunk = rows * self.b * (2 * self.v + self.h);
-        let row = 16 * self.h + 2 * self.b * self.h + 24;
+        // Input, norm and their gradients.
+        let row = 8 * self.h + 2 * self.b * self.h + 24;
         // The head's gradient, and a row's exponentials of each thread.
-        let rest = self.v * (self.h * self.b + 4 * self.threads);
+        let rest = self.product(self.v * self.h) + 4 * self.v * self.threads;
         chunk + row * self.micro + rest
     }
 
@@ -196,7 +222,7 @@ pub fn account(config: &Config, load: &Load, placement: &Placement) -> Ledger {
         heap += kept;
     }
     if load.keep_dense {
-        let kept = sizes.tape() * sizes.step * sizes.layers;
+        let kept = (sizes.tape() - sizes.tape_of_boundary()) * sizes.step * sizes.layers;
         ledger.add("dense activations", kept, "none with actors.dense.activations = recompute");
         heap += kept;
     }

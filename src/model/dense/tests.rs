@@ -166,7 +166,8 @@ fn gradients_are_those_of_transformers() {
         for (l, (tape, y, logits, moe)) in steps.into_iter().enumerate().rev() {
             let mut inputs = vec![&y, &logits];
             inputs.extend(model.experts[l].iter().flatten());
-            let mut grads = Tensor::run_backward(&[(moe * &dx).sum(Kind::Float)], &inputs, false, false);
+            let mut grads =
+                Tensor::run_backward(&[(moe * &dx).sum(Kind::Float)], &inputs, false, false);
             for grad in &grads[2..] {
                 squares += grad.square().sum(Kind::Double).double_value(&[]);
             }

@@ -39,34 +39,6 @@ pub fn level() -> Isa {
     isa()
 }
 
-/// Levels below the machine's own, for tests: bodies must give the same bits on each.
-#[cfg(test)]
-pub mod levels {
-    use super::Isa;
-    use std::cell::Cell;
-
-    thread_local! {
-        static ASKED: Cell<Isa> = const { Cell::new(Isa::Avx512) };
-    }
-
-    pub(super) fn asked() -> Isa {
-        ASKED.get()
-    }
-
-    /// What `work` answers on each level up to the machine's best, from the least. Of the calling
-    /// thread alone.
-    pub fn each<T>(mut work: impl FnMut() -> T) -> Vec<T> {
-        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
-        let answers = all.into_iter().filter(|level| *level <= super::isa()).map(|level| {
-            ASKED.set(level);
-            work()
-        });
-        let answers = answers.collect();
-        ASKED.set(Isa::Avx512);
-        answers
-    }
-}
-
 /// Defines `fn $name(args)`, perhaps generic over the element type, that runs the inlined body
 /// `$body` compiled for the best instruction set of the machine.
 macro_rules! dispatched {
@@ -100,3 +72,31 @@ macro_rules! dispatched {
     };
 }
 pub(crate) use dispatched;
+
+/// Levels below the machine's own, for tests: bodies must give the same bits on each.
+#[cfg(test)]
+pub mod levels {
+    use super::Isa;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ASKED: Cell<Isa> = const { Cell::new(Isa::Avx512) };
+    }
+
+    pub(super) fn asked() -> Isa {
+        ASKED.get()
+    }
+
+    /// What `work` answers on each level up to the machine's best, from the least. Of the calling
+    /// thread alone.
+    pub fn each<T>(mut work: impl FnMut() -> T) -> Vec<T> {
+        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+        let answers = all.into_iter().filter(|level| *level <= super::isa()).map(|level| {
+            ASKED.set(level);
+            work()
+        });
+        let answers = answers.collect();
+        ASKED.set(Isa::Avx512);
+        answers
+    }
+}

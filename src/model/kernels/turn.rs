@@ -114,10 +114,9 @@ impl Turn<'_> {
         let [cos, sin] = self.angles.map(<[f32]>::len);
         let turns = cos == sin && cos > 0 && self.dim > 0 && self.dim.is_multiple_of(2);
         let turns = turns && cos.is_multiple_of(self.dim / 2);
-        if norms && turns && k > 0 && q > 0 && qkv == rows * (q + 2 * k) {
-            if parts == [rows * q, rows * k, rows * k] {
-                return Ok(rows);
-            }
+        let whole = k > 0 && q > 0 && qkv == rows * (q + 2 * k);
+        if norms && turns && whole && parts == [rows * q, rows * k, rows * k] {
+            return Ok(rows);
         }
         Err(Error::bug("slices of a projection do not fit its heads")
             .with("heads", format!("{} and {} of {}", self.query_heads, self.kv_heads, self.dim))
@@ -151,8 +150,8 @@ fn forward_body<T: Number>(
 ) {
     let [wide, narrow] = turn.widths();
     let mut values = vec![0.0; wide + 2 * narrow];
-    let parts = (q.chunks_exact_mut(wide).zip(k.chunks_exact_mut(narrow)))
-        .zip(v.chunks_exact_mut(narrow));
+    let parts =
+        (q.chunks_exact_mut(wide).zip(k.chunks_exact_mut(narrow))).zip(v.chunks_exact_mut(narrow));
     for (i, (row, ((q, k), v))) in qkv.chunks_exact(values.len()).zip(parts).enumerate() {
         widen(row, &mut values);
         let (of_q, rest) = values.split_at_mut(wide);
@@ -172,12 +171,9 @@ fn backward_body<T: Number>(
     turn: &Turn<'_>,
     first: usize,
     qkv: Option<&[T]>,
-    dq: &[T],
-    dk: &[T],
-    dv: &[T],
+    [dq, dk, dv]: [&[T]; 3],
     d_qkv: &mut [T],
-    dq_norm: &mut [f32],
-    dk_norm: &mut [f32],
+    [dq_norm, dk_norm]: [&mut [f32]; 2],
 ) {
     let [wide, narrow] = turn.widths();
     let width = wide + 2 * narrow;
@@ -208,7 +204,7 @@ dispatched! {
     fn forward_rows<T: Number>(turn: &Turn<'_>, first: usize, qkv: &[T], q: &mut [T], k: &mut [T], v: &mut [T]) = forward_body;
 }
 dispatched! {
-    fn backward_rows<T: Number>(turn: &Turn<'_>, first: usize, qkv: Option<&[T]>, dq: &[T], dk: &[T], dv: &[T], d_qkv: &mut [T], dq_norm: &mut [f32], dk_norm: &mut [f32]) = backward_body;
+    fn backward_rows<T: Number>(turn: &Turn<'_>, first: usize, qkv: Option<&[T]>, grads: [&[T]; 3], d_qkv: &mut [T], d_norms: [&mut [f32]; 2]) = backward_body;
 }
 
 /// Queries [T, N·D], keys and values [T, G·D] of a projection `qkv` [T, (N + 2 G) D].
@@ -256,8 +252,7 @@ pub fn backward<T: Number>(
         jobs.push((qkv, [dq, dk, dv], d_qkv, sums));
     }
     parallel_each(Threads::for_elements(elements), jobs, |i, (qkv, grads, d_qkv, sums)| {
-        let ([dq, dk, dv], [dq_norm, dk_norm]) = (grads, sums);
-        backward_rows(turn, i * ROWS, qkv, dq, dk, dv, d_qkv, dq_norm, dk_norm);
+        backward_rows(turn, i * ROWS, qkv, grads, d_qkv, sums);
     })?;
     let [of_q, of_k] = partial;
     Ok([sum_blocks(&of_q, norms[0]), sum_blocks(&of_k, norms[1])])
