@@ -48,7 +48,7 @@ pub fn in_effect(shape: &ExpertShape) -> String {
     let dense = dense(shape.precision);
     let why = if dense == shape.precision { "" } else { ": this processor has no bf16 products" };
     format!(
-        "experts: {experts} · attention: own vector kernels ({vectors}) · dense: libtorch, {}{why}",
+        "experts: {experts} · attention: own vector kernels ({vectors}) · dense products: libtorch, {}{why}",
         dense.name()
     )
 }

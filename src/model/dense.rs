@@ -270,4 +270,6 @@ impl DenseModel {
 }
 
 #[cfg(test)]
+mod layer_tests;
+#[cfg(test)]
 mod tests;

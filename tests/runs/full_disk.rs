@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+/// Steps of a run: so many that it lasts while something happens beside it.
+const STEPS: usize = 100;
+
 /// A mounted file system of its own, unmounted when dropped.
 struct Disk {
     path: PathBuf,
@@ -60,7 +63,7 @@ fn say(text: &str) {
 
 fn config_in(dir: &Path) -> PathBuf {
     let path = dir.join("long.toml");
-    let text = TINY.replace("steps = 5", "steps = 60").replace("64MiB", "900KiB");
+    let text = TINY.replace("steps = 5", &format!("steps = {STEPS}")).replace("64MiB", "900KiB");
     std::fs::write(&path, text).unwrap();
     path
 }
@@ -187,7 +190,7 @@ fn a_disk_that_fills_while_running_loses_nothing_committed() {
     assert!(error.contains("the disk is full; make room on it"), "{error}");
     assert!(error.contains(run.to_str().unwrap()), "{error}");
     let steps = metrics_that_are_whole(&run);
-    assert!((6..60).contains(&steps), "{steps} steps");
+    assert!((6..STEPS).contains(&steps), "{steps} steps");
     drop(file);
     std::fs::remove_file(&hog).unwrap();
     resumes_as_if_nothing_had_happened(&config, &run);
@@ -228,5 +231,5 @@ fn a_store_opened_twice_is_refused_and_the_first_run_goes_on() {
     let output = first.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(&losses(&run), unbroken());
-    assert_eq!(metrics(&run).len(), 60);
+    assert_eq!(metrics(&run).len(), STEPS);
 }

@@ -7,7 +7,7 @@ use crate::model::hf::{Checkpoint, Writer, expert as hf_expert};
 use std::path::PathBuf;
 use tch::Device;
 
-const FAMILIES: [&str; 4] = ["olmoe", "mixtral", "qwen2_moe", "qwen3_moe"];
+pub(super) const FAMILIES: [&str; 4] = ["olmoe", "mixtral", "qwen2_moe", "qwen3_moe"];
 
 fn fixture(family: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf").join(family)
@@ -185,7 +185,7 @@ fn gradients_are_those_of_transformers() {
 }
 
 /// A config with every switch of a family, small, from scratch.
-fn small(family: &str) -> ModelConfig {
+pub(super) fn small(family: &str) -> ModelConfig {
     let mut config = ModelConfig::from_hf(&fixture(family)).unwrap();
     config.layers = 2;
     config

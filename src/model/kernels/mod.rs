@@ -18,6 +18,8 @@ pub mod dispatch;
 pub mod float;
 pub mod libtorch;
 pub mod linear;
+#[cfg(test)]
+pub mod noise;
 pub mod norm;
 pub mod parallel;
 pub mod reduce;

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::model::kernels::dispatch::levels;
+use crate::model::kernels::noise::noise;
 use crate::model::kernels::parallel::set_threads;
 use crate::model::kernels::view::{elements, elements_mut};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 const EPS: f64 = 1e-5;
 
@@ -22,14 +23,12 @@ struct Case {
 
 impl Case {
     fn new([rows, h]: [i64; 2], kind: Kind) -> Self {
-        tch::manual_seed(7);
-        let draw = || Tensor::randn([rows, h], (Kind::Float, Device::Cpu));
         Self {
-            x: draw() * 3.0,
-            more: draw().to_kind(kind),
-            dy: draw().to_kind(kind),
-            residual: draw(),
-            weight: Tensor::randn([h], (Kind::Float, Device::Cpu)) + 1.0,
+            x: noise(&[rows, h], 1, Kind::Float) * 3.0,
+            more: noise(&[rows, h], 2, kind),
+            dy: noise(&[rows, h], 3, kind),
+            residual: noise(&[rows, h], 4, Kind::Float),
+            weight: noise(&[h], 5, Kind::Float),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::kernels::dispatch::levels;
+use crate::model::kernels::noise::noise;
 use crate::model::kernels::parallel::set_threads;
 use crate::model::kernels::view::{elements, elements_mut};
 use tch::{Device, Kind, Tensor};
@@ -37,20 +38,21 @@ struct Case {
 
 impl Case {
     fn new(shape: Shape, norms: Norms, clip: Option<f64>, kind: Kind) -> Self {
-        tch::manual_seed(11);
         let rows = shape.sequences * shape.tokens;
         let [q, k] = [shape.heads, shape.kv_heads].map(|heads| heads * shape.dim);
-        let draw = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
-        let of_rows = |width: i64| draw(&[rows, width]).to_kind(kind);
-        let norm = |width: i64| draw(&[if norms == Norms::Full { width } else { shape.dim }]);
+        let of_rows = |seed, width| noise(&[rows, width], seed, kind);
+        let norm = |seed, width| {
+            let width = if norms == Norms::Full { width } else { shape.dim };
+            noise(&[width], seed, Kind::Float)
+        };
         let positions = Tensor::arange(shape.tokens, (Kind::Float, Device::Cpu)).unsqueeze(1);
-        let turns = positions * draw(&[shape.dim / 2]);
+        let turns = positions * noise(&[shape.dim / 2], 1, Kind::Float);
         Self {
             shape,
             clip,
-            projection: of_rows(q + 2 * k),
-            grads: [of_rows(q), of_rows(k), of_rows(k)],
-            norms: (norms != Norms::None).then(|| [norm(q), norm(k)]),
+            projection: of_rows(2, q + 2 * k),
+            grads: [of_rows(3, q), of_rows(4, k), of_rows(5, k)],
+            norms: (norms != Norms::None).then(|| [norm(6, q), norm(7, k)]),
             cos: turns.cos(),
             sin: turns.sin(),
         }

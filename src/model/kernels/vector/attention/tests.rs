@@ -1,21 +1,11 @@
 //! Against libtorch's attention and its gradients, and across numbers of threads.
 
 use super::*;
+use crate::model::kernels::noise::noise;
 use crate::model::kernels::parallel::set_threads;
 use crate::model::kernels::vector::pack::Element;
 use crate::model::kernels::view::{elements, elements_mut};
 use tch::{Kind, Tensor};
-
-/// Numbers between -2 and 2.
-fn noise(size: &[i64], seed: u32, kind: Kind) -> Tensor {
-    let mut state = seed;
-    let mut draw = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 22) as f32 - 2.0
-    };
-    let values: Vec<f32> = (0..size.iter().product()).map(|_| draw()).collect();
-    Tensor::from_slice(&values).view(size).to_kind(kind)
-}
 
 struct Case {
     heads: Heads,
