@@ -99,7 +99,7 @@ impl Attention {
         Ok(Attended { projection, qkv: [q, k, v], context, log_sums })
     }
 
-    /// Output projection of what [`Attention::forward`] gave: `[T,H]` in the compute type.
+    /// Output projection of what attention gave: `[T,H]` in the compute type.
     pub fn output(&self, made: &Attended) -> Result<Tensor> {
         Ok(made.context.f_linear(&self.o.value, None::<&Tensor>)?)
     }

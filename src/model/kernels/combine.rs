@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 /// Tokens of one unit of work.
 const TOKENS: usize = 32;
 
-/// One token: out = residual + Σ_k weights[k] · rows[k].
+/// One token: out = residual + Σ_k w_k · row_k.
 #[inline(always)]
 fn token_body<T: Number>(rows: &[T], weights: &[f32], residual: Option<&[f32]>, out: &mut [f32]) {
     out.fill(0.0);
