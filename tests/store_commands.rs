@@ -86,7 +86,7 @@ fn recorded_accesses_are_replayed_through_every_policy() {
         recorder.access(ticket, block, Access::Read, ticket + 3);
     }
     let run = tempfile::tempdir().unwrap();
-    std::fs::write(run.path().join("access.trace"), recorder.take()).unwrap();
+    std::fs::write(run.path().join("access.trace"), recorder.into_bytes()).unwrap();
 
     let path = run.path().to_str().unwrap();
     let json = run.path().join("replay.json");

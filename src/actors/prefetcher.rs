@@ -186,7 +186,7 @@ impl Prefetcher {
 
     fn save_accesses(&mut self) {
         let Some(accesses) = self.parts.accesses.take() else { return };
-        let trace = self.parts.cache.with(Hierarchy::take_trace);
+        let trace = self.parts.cache.with(Hierarchy::end_trace);
         if let Err(e) = std::fs::write(&accesses.path, trace) {
             let path = accesses.path.display();
             self.fail(None, Error::io(format!("writing the access trace {path}"), e));

@@ -142,16 +142,16 @@ impl Hierarchy {
         self.most_speculating = most;
     }
 
-    /// Records every access from now on, for `replay`.
+    /// Records every access from now on, for `replay`, in memory that grows until
+    /// [`Hierarchy::end_trace`].
     pub fn record(&mut self) {
         let classes: Vec<_> = self.classes.iter().flatten().map(|class| class.spec).collect();
         self.recorder = Some(Recorder::new(&classes));
     }
 
-    /// The trace recorded since the last call: to be appended to one file. Empty without
-    /// [`Hierarchy::record`].
-    pub fn take_trace(&mut self) -> Vec<u8> {
-        self.recorder.as_mut().map(Recorder::take).unwrap_or_default()
+    /// Ends the recording; what was recorded. Empty without [`Hierarchy::record`].
+    pub fn end_trace(&mut self) -> Vec<u8> {
+        self.recorder.take().map(Recorder::into_bytes).unwrap_or_default()
     }
 
     /// Takes in what happened and appends what is to be done.

@@ -62,6 +62,7 @@ impl Span {
     /// Draws an arrow from the span `id` to this one.
     #[must_use]
     pub fn after(mut self, id: u64) -> Self {
+        self.after.reserve_exact(1);
         self.after.push(id);
         self
     }
@@ -69,6 +70,8 @@ impl Span {
     /// Adds an argument, shown when the span is selected.
     #[must_use]
     pub fn arg(mut self, key: &'static str, value: impl Into<Value>) -> Self {
+        // Of the many spans that are held most have one: room for more would be several times its size.
+        self.args.reserve_exact(1);
         self.args.push((key, value.into()));
         self
     }

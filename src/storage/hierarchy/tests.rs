@@ -387,8 +387,10 @@ fn the_recorded_trace_is_what_was_asked() {
         Record::Flush,
         access(w(1), Access::Read, 2, 7),
     ];
-    assert_eq!(Trace::parse(&rig.hierarchy.take_trace()).unwrap().records, expected);
-    assert!(rig.hierarchy.take_trace().is_empty());
+    assert_eq!(Trace::parse(&rig.hierarchy.end_trace()).unwrap().records, expected);
+    // Nothing is kept for a trace that ended.
+    rig.pass(w(1), Access::Read, 9, Outcome::Clean);
+    assert!(rig.hierarchy.end_trace().is_empty());
 }
 
 #[test]

@@ -62,9 +62,9 @@ impl Recorder {
         Self { bytes, last: Last { ticket: u64::MAX, next_use: 0 } }
     }
 
-    /// The bytes since the last call.
-    pub fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
+    /// The trace.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     pub fn access(&mut self, ticket: u64, block: BlockId, access: Access, next_use: u64) {
@@ -306,12 +306,12 @@ mod tests {
             let mut recorder = Recorder::new(&[CLASS]);
             for (i, record) in records.iter().enumerate() {
                 if resumed && i == records.len() / 2 {
-                    bytes.extend(recorder.take());
+                    bytes.extend(recorder.into_bytes());
                     recorder = Recorder::new(&[CLASS]);
                 }
                 write(&mut recorder, record);
             }
-            bytes.extend(recorder.take());
+            bytes.extend(recorder.into_bytes());
             let trace = Trace::parse(&bytes).unwrap();
             prop_assert_eq!(&trace.records, &records);
             prop_assert_eq!(&trace.classes, &[CLASS]);
@@ -333,18 +333,17 @@ mod tests {
     #[test]
     fn an_access_costs_a_few_bytes() {
         let mut recorder = Recorder::new(&[CLASS]);
-        recorder.take();
         for ticket in 0..1000 {
             let block = BlockId::weights(ticket / 64 % 16, ticket % 64);
             recorder.access(ticket as u64, block, Access::Read, ticket as u64 + 1000);
         }
-        assert!(recorder.take().len() <= 6 * 1000);
+        assert!(recorder.into_bytes().len() <= 6 * 1000);
     }
 
     #[test]
     fn other_files_are_refused() {
         assert!(Trace::parse(b"PK\x03\x04").is_err());
-        let mut bytes = Recorder::new(&[CLASS]).take();
+        let mut bytes = Recorder::new(&[CLASS]).into_bytes();
         bytes.extend([READ | 7 << 3, 0, 0]);
         let refused = Trace::parse(&bytes).unwrap_err().to_string();
         assert!(refused.contains("unknown part"), "{refused}");
