@@ -96,6 +96,7 @@ mod tests {
     use super::*;
     use crate::model::kernels::dispatch::levels;
     use crate::model::kernels::noise::noise;
+    use crate::model::kernels::parallel::same_on_threads;
 
     #[test]
     fn sums_are_those_of_libtorch_on_every_level() {
@@ -119,6 +120,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let (t, k, h) = (333, 2, 129);
+        let o = noise(&[t * k, h], 1, Kind::BFloat16);
+        let (x_th, w_tk) = (noise(&[t, h], 2, Kind::Float), noise(&[t, k], 3, Kind::Float));
+        same_on_threads(|| (combine(&x_th, &w_tk, &o).unwrap(), sum_choices(&o, k).unwrap()));
     }
 
     #[test]

@@ -144,6 +144,18 @@ pub(super) fn native_status(status: c_int) -> Result<()> {
     Err(Error::new(ErrorKind::Torch, first))
 }
 
+/// For tests: `work` answers the same on one thread and on three.
+#[cfg(test)]
+pub fn same_on_threads<T: PartialEq + std::fmt::Debug>(work: impl Fn() -> T) {
+    let before = tch::get_num_threads();
+    let answers = [1, 3].map(|threads| {
+        set_threads(threads).unwrap();
+        work()
+    });
+    set_threads(before as usize).unwrap();
+    assert_eq!(answers[0], answers[1]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

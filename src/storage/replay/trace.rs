@@ -2,7 +2,7 @@
 //!
 //! A record starts with a tag byte: its kind in the low 3 bits, the part in the next 3, then one
 //! bit for "the ticket of the access before" and one for "never used again". Numbers follow in
-//! LEB128, differences zigzagged first. A header may come again where a resumed run goes on.
+//! LEB128, differences zigzagged first. Traces may be joined end to end: a header may come again.
 
 use crate::base::{BlockId, Error, Part, Result};
 use crate::storage::hierarchy::{Access, Outcome, SlotClass};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::kernels::noise::noise;
-use crate::model::kernels::parallel::set_threads;
+use crate::model::kernels::parallel::same_on_threads;
 use crate::model::kernels::vector::pack::Element;
 use crate::model::kernels::view::{elements, elements_mut};
 use tch::{Kind, Tensor};
@@ -106,13 +106,7 @@ fn bf16_is_off_by_the_rounding_of_its_results() {
 #[test]
 fn threads_change_nothing() {
     let case = Case::new([2, 70, 4, 2, 32], Kind::Float);
-    let before = tch::get_num_threads();
-    set_threads(1).unwrap();
-    let one = case.ours::<f32>();
-    set_threads(3).unwrap();
-    let three = case.ours::<f32>();
-    set_threads(before as usize).unwrap();
-    assert_eq!(one, three);
+    same_on_threads(|| case.ours::<f32>());
 }
 
 #[test]
