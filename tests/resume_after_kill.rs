@@ -84,10 +84,24 @@ fn can_resume(run: &Path) -> bool {
 
 #[test]
 fn a_killed_run_resumes_with_the_same_losses() {
-    let kills: u64 = std::env::var("SEMOE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
+    killed_runs_resume(CONFIG, kills());
+}
+
+#[test]
+fn a_killed_run_that_carries_updates_over_resumes_too() {
+    let config =
+        CONFIG.replace("[storage]", "clip = 0\n[actors.optimizer]\ncarry = 0.5\n[storage]");
+    killed_runs_resume(&config, kills() / 3);
+}
+
+fn kills() -> u64 {
+    std::env::var("SEMOE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(30)
+}
+
+fn killed_runs_resume(text: &str, kills: u64) {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("killed.toml");
-    std::fs::write(&config, CONFIG).unwrap();
+    std::fs::write(&config, text).unwrap();
     let unbroken = dir.path().join("unbroken");
     let begun = Instant::now();
     let (status, text) = run_for(&config, &unbroken, false, LONGEST).expect("the run hangs");

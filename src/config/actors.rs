@@ -210,6 +210,11 @@ pub struct Optimizer {
     /// Threads of an update with `place = "thread"`.
     #[schemars(range(min = 1, max = 1024))]
     pub threads: usize,
+    /// Of the updates whose states travel, the share that waits for the next forward pass, the
+    /// gradients in memory, so that the disk has work in both passes. Where `train.clip` is set all
+    /// updates wait for the norm, and with `graph.schedule = "sequential"` none is carried.
+    #[schemars(range(min = 0, max = 0.5))]
+    pub carry: f64,
     /// Updates outstanding at once.
     #[schemars(range(min = 1, max = 65536))]
     pub credits: usize,
@@ -225,6 +230,7 @@ impl Default for Optimizer {
             idle: Idle::default(),
             place: Place::default(),
             threads: 1,
+            carry: 0.25,
             credits: 8,
         }
     }

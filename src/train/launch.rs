@@ -269,7 +269,8 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
             ScheduleKind::Sequential => 0,
         },
         exact_idle: config.actors.optimizer.idle == Idle::Exact,
-        grad_window: ready.placement.slots.grads as usize,
+        spread: ready.placement.spread(),
+        window: ready.placement.window(),
         optimizer_lane: if own_thread { Lane::Optim } else { Lane::Compute },
     };
     let applied = ready.applied(rank)?;

@@ -3,10 +3,16 @@
 //! A budget is divided by what a byte saves a step. A weights block is read twice a step and
 //! written once, so a byte of it saves three; a state block is read and written once, so a byte
 //! saves two, and so does a gradient that waits for the global norm. Hence weights first, then
-//! states, then gradients. Gradients that are consumed at once need a few slots only.
+//! states, then gradients.
+//!
+//! Without clipping a gradient is consumed at once and a few slots would do. But then states travel
+//! during the backward pass alone, and the disk rests in the forward pass. So some updates are
+//! carried over to the next forward pass, their gradients waiting in slots: a byte there moves five
+//! bytes of traffic from one pass to the other, where a byte for a state saves two.
 
 use crate::base::units::{Bytes, round_up};
 use crate::base::{Error, ErrorKind, Part, Result};
+use crate::graph::planner::train::Spread;
 use crate::model::config::ModelConfig;
 use crate::model::expert::ExpertShape;
 use crate::model::params::DenseParams;
@@ -17,8 +23,12 @@ use serde::Serialize;
 /// Slots are multiples of it.
 const PAGE: u64 = 4096;
 
-/// Slots that a part which streams works well with.
+/// Slots that a part which streams works well with: through so many the states pass that do not
+/// stay.
 const STREAMED: u64 = 12;
+
+/// Gradients that wait for the update right behind them, and so states that are asked for at once.
+const WINDOW: u64 = 8;
 
 /// What placement depends on.
 #[derive(Debug, Clone)]
@@ -33,6 +43,8 @@ pub struct Load {
     pub micro_batches: usize,
     pub seq: usize,
     pub clipped: bool,
+    /// The share of travelling states whose update is carried over to the next forward pass.
+    pub carry: f64,
     pub keep_dense: bool,
     pub keep_experts: bool,
     /// Named checkpoints to reserve disk for.
@@ -59,6 +71,8 @@ pub struct Placement {
     pub state_bytes: u64,
     pub grad_bytes: u64,
     pub slots: Slots,
+    /// Updates of one rank that wait for the next forward pass, where nothing is clipped.
+    pub carried: u32,
     /// Expert weights, masters, moments and gradients of all ranks.
     pub states_total: u64,
     pub clipped: bool,
@@ -102,11 +116,16 @@ impl Placement {
                 }
             }
         }
-        let grads = if load.clipped { blocks } else { blocks.min(8) };
-        for (part, most) in [(0, blocks), (1, blocks), (2, grads)] {
-            let more = (left / sizes[part]).min(most.saturating_sub(slots[part]));
-            slots[part] += more;
-            left -= more * sizes[part];
+        fill(&mut slots, [blocks, 0, 0], &mut left, sizes);
+        let mut carried = 0;
+        if load.clipped {
+            fill(&mut slots, [blocks; 3], &mut left, sizes);
+        } else {
+            fill(&mut slots, [0, 0, WINDOW.min(blocks)], &mut left, sizes);
+            carried = carried_of(load.carry, blocks - slots[1], left, (state, grad));
+            left -= carried * grad;
+            fill(&mut slots, [0, blocks, 0], &mut left, sizes);
+            slots[2] += carried;
         }
         let [w, s, g] = slots.map(|n| n as u32);
         Ok(Self {
@@ -115,9 +134,25 @@ impl Placement {
             state_bytes: state,
             grad_bytes: grad,
             slots: Slots { weights: w, states: s, grads: g },
+            carried: carried as u32,
             states_total: (weights + state + grad) * blocks * load.ranks as u64,
             clipped: load.clipped,
         })
+    }
+
+    /// What becomes of one rank's states.
+    pub fn spread(&self) -> Spread {
+        let all = self.slots.states >= self.blocks;
+        let kept =
+            if all { self.blocks } else { self.slots.states.saturating_sub(STREAMED as u32) };
+        let [blocks, kept, carried] = [self.blocks, kept, self.carried].map(|n| n as usize);
+        Spread { blocks, kept, carried }
+    }
+
+    /// Gradients of one rank that wait for the updates right behind them, or updates of a wave that
+    /// ask for their blocks at once.
+    pub fn window(&self) -> usize {
+        (self.slots.grads - self.carried).min(WINDOW as u32) as usize
     }
 
     /// The slot classes of one rank.
@@ -155,14 +190,57 @@ impl Placement {
         StoreSpec { classes, keep, identity }
     }
 
-    /// Bytes read and written a step by one rank when every expert is used, in steady state.
-    pub fn traffic(&self) -> (u64, u64) {
+    /// What one rank moves in a step when every expert is used, in steady state.
+    pub fn traffic(&self) -> Traffic {
         let blocks = u64::from(self.blocks);
         let missing = |slots: u32| blocks - u64::from(slots).min(blocks);
-        let (w, s) = (missing(self.slots.weights), missing(self.slots.states));
-        let g = if self.clipped { missing(self.slots.grads) } else { 0 };
-        let read = 2 * w * self.weights_bytes + s * self.state_bytes + g * self.grad_bytes;
-        let written = w * self.weights_bytes + s * self.state_bytes + g * self.grad_bytes;
-        (read, written)
+        let weights = missing(self.slots.weights) * self.weights_bytes;
+        let states = missing(self.spread().kept as u32) * self.state_bytes;
+        let late = match self.clipped {
+            true => states,
+            false => u64::from(self.carried) * self.state_bytes,
+        };
+        let grads = if self.clipped { missing(self.slots.grads) * self.grad_bytes } else { 0 };
+        Traffic {
+            forward: Moved { read: weights + late + grads, written: late },
+            backward: Moved {
+                read: weights + states - late,
+                written: weights + states - late + grads,
+            },
+        }
     }
+}
+
+/// Bytes that move in the passes of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    pub forward: Moved,
+    pub backward: Moved,
+}
+
+/// Bytes read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Moved {
+    pub read: u64,
+    pub written: u64,
+}
+
+/// Takes slots of each part in turn, up to so many, as long as bytes are left.
+fn fill(slots: &mut [u64; 3], most: [u64; 3], left: &mut u64, sizes: [u64; 3]) {
+    for ((slots, most), size) in slots.iter_mut().zip(most).zip(sizes) {
+        let more = (*left / size).min(most.saturating_sub(*slots));
+        *slots += more;
+        *left -= more * size;
+    }
+}
+
+/// How many updates to carry over, where `travelling` states have no slot yet and `left` bytes are
+/// for them and the gradients: `carry` of those states that will have none.
+fn carried_of(carry: f64, travelling: u64, left: u64, (state, grad): (u64, u64)) -> u64 {
+    let [travel, room] = [travelling, left].map(|n| n as f64);
+    let [state, grad] = [state, grad].map(|n| n as f64);
+    // more · state + carried · grad = room, with carried = carry · (travelling − more)
+    let more = ((room - carry * travel * grad) / (state - carry * grad)).clamp(0.0, travel);
+    let carried = (carry * (travel - more)) as u64;
+    carried.min(left / grad as u64)
 }

@@ -128,6 +128,10 @@ pub fn load_of(config: &Config, model: &ModelConfig) -> Load {
         micro_batches: config.train.batch / config.train.micro_batch,
         seq: config.train.seq,
         clipped: config.train.clip > 0.0,
+        carry: match config.graph.schedule {
+            config::ScheduleKind::Overlapped => config.actors.optimizer.carry,
+            config::ScheduleKind::Sequential => 0.0,
+        },
         keep_dense: config.actors.dense.activations == Activations::Keep,
         keep_experts: config.actors.expert.activations == Activations::Keep,
         checkpoints: config.storage.checkpoints,

@@ -2,9 +2,11 @@
 
 use super::crew::Threads;
 use super::launch::Ready;
+use super::placement::Placement;
 use crate::base::ledger::Ledger;
 use crate::base::units::Bytes;
 use crate::config::{Config, StorageEngine, Toggle};
+use crate::graph::planner::train::Spread;
 use crate::model::compute;
 use crate::storage::disk::IoEffective;
 use std::fmt::Write;
@@ -40,6 +42,7 @@ pub fn opening(config: &Config, ready: &Ready, ledger: &Ledger, io: &[IoEffectiv
             Bytes(placement.slot_bytes() * ready.load.ranks as u64)
         ),
     );
+    line("updates", updates(config, placement));
     let asked = match config.storage.engine {
         StorageEngine::Auto => "auto",
         StorageEngine::Uring => "uring",
@@ -59,4 +62,22 @@ pub fn opening(config: &Config, ready: &Ready, ledger: &Ledger, io: &[IoEffectiv
     line("threads", Threads::of(config, &ready.load).to_string());
     let _ = writeln!(text, "memory at most:\n{ledger}");
     text
+}
+
+/// Which states stay in memory, and when the others travel.
+fn updates(config: &Config, placement: &Placement) -> String {
+    let Spread { blocks, kept, carried } = placement.spread();
+    let late = match placement.clipped {
+        true => blocks - kept,
+        false => carried,
+    };
+    let asked = match placement.clipped {
+        true => format!("train.clip = {}", config.train.clip),
+        false => format!("carry {}", config.actors.optimizer.carry),
+    };
+    format!(
+        "{asked} asked for; of {blocks} states on each rank {kept} stay, {} travel behind the \
+         backward pass, {late} in the next forward pass",
+        blocks - kept - late
+    )
 }

@@ -7,6 +7,8 @@ use semoe::config::Config;
 use semoe::graph::planner::predictor::Predictor;
 use semoe::storage::policy::Random;
 use semoe::train::pipeline::Pipeline;
+use semoe::train::plan::plan;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
@@ -47,11 +49,33 @@ fn streaming_reads_and_in_memory_does_not() {
 }
 
 #[test]
-fn without_clipping_the_result_does_not_depend_on_the_budget_either() {
+fn without_clipping_neither_the_budget_nor_what_is_carried_over_changes_the_result() {
     let dir = tempfile::tempdir().unwrap();
-    let memory = train(dir.path(), "memory", &["train.clip=0"]);
-    let streamed = train(dir.path(), "streamed", &["train.clip=0", "storage.host=432KiB"]);
-    assert_eq!(losses(&memory), losses(&streamed));
+    let mut carried = BTreeSet::new();
+    for (ranks, hosts) in
+        [(1, ["144KiB", "1600KiB", "2200KiB"]), (2, ["300KiB", "1900KiB", "2300KiB"])]
+    {
+        let ranks = format!("parallel.expert={ranks}");
+        let expected = losses(&train(dir.path(), &ranks, &["train.clip=0", &ranks]));
+        for (host, carry, more) in [
+            (hosts[0], 0.25, "train.commit_every=2"),
+            (hosts[1], 0.0, "storage.policy=planned"),
+            (hosts[1], 0.25, "storage.policy=lru"),
+            (hosts[1], 0.5, "train.eval_every=2"),
+            (hosts[2], 0.5, "train.commit_every=1"),
+            (hosts[2], 0.25, "actors.optimizer.place=thread"),
+        ] {
+            let [host, carry] =
+                [format!("storage.host={host}"), format!("actors.optimizer.carry={carry}")];
+            let sets = ["train.clip=0", &ranks, &host, &carry, more].map(str::to_owned);
+            let config = Config::parse(TINY, Path::new("tiny.toml"), &sets).unwrap();
+            carried.insert(plan(&config, dir.path()).unwrap().placement.carried);
+            let run = dir.path().join(sets.join(" "));
+            Pipeline::new(config).run_dir(&run).train().unwrap();
+            assert_eq!(losses(&run), expected, "{sets:?}");
+        }
+    }
+    assert!(carried.len() > 3, "{carried:?}");
 }
 
 #[test]

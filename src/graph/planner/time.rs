@@ -1,9 +1,8 @@
 //! Virtual time of a training run: the order in which work is due.
 //!
-//! One step passes the layers forward, then backward. With clipping by global norm the updates
-//! of step t run just ahead of the forward pass of step t+1; without, right behind the backward
-//! pass of their layer. The same numbers order nodes on a lane, loads on the disk, and what the
-//! cache evicts.
+//! One step passes the layers forward, then backward. An update of step t runs right behind the
+//! backward pass of its layer or, carried over, just ahead of the forward pass of step t+1. The
+//! same numbers order nodes on a lane, loads on the disk, and what the cache evicts.
 
 use crate::base::Step;
 
@@ -11,12 +10,11 @@ use crate::base::Step;
 #[derive(Debug, Clone, Copy)]
 pub struct Timetable {
     layers: u64,
-    clipped: bool,
 }
 
 impl Timetable {
-    pub fn new(layers: usize, clipped: bool) -> Self {
-        Self { layers: layers as u64, clipped }
+    pub fn new(layers: usize) -> Self {
+        Self { layers: layers as u64 }
     }
 
     fn step_length(&self) -> u64 {
@@ -38,12 +36,8 @@ impl Timetable {
     }
 
     /// When the update that belongs to `step` is due for `layer`.
-    pub fn update(&self, step: Step, layer: usize) -> u64 {
-        if self.clipped {
-            self.forward(step + 1, layer) - 1
-        } else {
-            self.backward(step, layer) + 1
-        }
+    pub fn update(&self, step: Step, layer: usize, carried: bool) -> u64 {
+        if carried { self.forward(step + 1, layer) - 1 } else { self.backward(step, layer) + 1 }
     }
 
     /// When the dense update of `step` is due: the boundary of the step.
@@ -58,19 +52,14 @@ mod tests {
 
     #[test]
     fn the_hours_of_a_step_are_in_order() {
-        for clipped in [false, true] {
-            let t = Timetable::new(3, clipped);
-            let mut hours = vec![t.start(1)];
-            hours.extend((0..=3).map(|l| t.forward(1, l)));
-            hours.extend((0..3).rev().map(|l| t.backward(1, l)));
-            hours.push(t.boundary(1));
-            hours.extend((0..3).map(|l| t.forward(2, l)));
-            assert!(hours.is_sorted_by(|a, b| a < b), "{hours:?}");
-            if clipped {
-                assert!(t.update(1, 0) > t.boundary(1) && t.update(1, 0) < t.forward(2, 0));
-            } else {
-                assert!(t.update(1, 0) < t.boundary(1) && t.update(1, 1) < t.backward(1, 0));
-            }
-        }
+        let t = Timetable::new(3);
+        let mut hours = vec![t.start(1)];
+        hours.extend((0..=3).map(|l| t.forward(1, l)));
+        hours.extend((0..3).rev().map(|l| t.backward(1, l)));
+        hours.push(t.boundary(1));
+        hours.extend((0..3).map(|l| t.forward(2, l)));
+        assert!(hours.is_sorted_by(|a, b| a < b), "{hours:?}");
+        assert!(t.update(1, 0, true) > t.boundary(1) && t.update(1, 0, true) < t.forward(2, 0));
+        assert!(t.update(1, 0, false) < t.boundary(1) && t.update(1, 1, false) < t.backward(1, 0));
     }
 }

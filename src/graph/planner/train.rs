@@ -6,6 +6,9 @@
 //! known. An expert that no token chose gets no node, and so costs nothing (law 6).
 
 mod backward;
+mod spread;
+
+pub use spread::Spread;
 
 use super::predictor::Predictor;
 use super::time::Timetable;
@@ -31,8 +34,11 @@ pub struct TrainShape {
     pub lookahead: usize,
     /// Replay missed zero-gradient steps of idle experts.
     pub exact_idle: bool,
-    /// How many gradients may wait in memory for their updates when nothing is clipped.
-    pub grad_window: usize,
+    /// What becomes of the states: with clipping every update is carried over.
+    pub spread: Spread,
+    /// How many gradients may wait in memory for the updates right behind them, and how many
+    /// updates that were carried over ask for their blocks at once.
+    pub window: usize,
     /// Updates run on the optimizer's own lane instead of the executor.
     pub optimizer_lane: Lane,
 }
@@ -56,8 +62,12 @@ pub struct TrainPlanner {
     pending_update: HashMap<(usize, usize), NodeId>,
     dense_update: Option<NodeId>,
     commit: Option<NodeId>,
-    /// The last updates, as many as gradients may wait in memory.
+    /// The last updates right behind their gradients, as many as the window holds.
     window: VecDeque<NodeId>,
+    /// Those of the step before that were carried over: each makes room for a gradient.
+    carried: VecDeque<NodeId>,
+    /// Gradients of this step that are carried over.
+    fresh: usize,
 }
 
 impl TrainPlanner {
@@ -68,7 +78,7 @@ impl TrainPlanner {
         updates: u64,
         applied: Vec<Vec<u64>>,
     ) -> Self {
-        let time = Timetable::new(shape.layers, shape.clipped);
+        let time = Timetable::new(shape.layers);
         Self {
             time,
             next_id: 0,
@@ -83,6 +93,8 @@ impl TrainPlanner {
             dense_update: None,
             commit: None,
             window: VecDeque::new(),
+            carried: VecDeque::new(),
+            fresh: 0,
             shape,
         }
     }
@@ -140,6 +152,30 @@ impl TrainPlanner {
 
     fn local(&self, expert: usize) -> usize {
         expert - self.shape.local_experts.start
+    }
+
+    /// The block's place among all of this rank.
+    fn index(&self, layer: usize, expert: usize) -> usize {
+        layer * self.shape.local_experts.len() + self.local(expert)
+    }
+
+    /// Whether the update waits for the next forward pass.
+    fn is_carried(&self, layer: usize, expert: usize) -> bool {
+        self.shape.clipped || self.shape.spread.is_carried(self.index(layer, expert))
+    }
+
+    /// When the update that belongs to `step` is due.
+    fn update_time(&self, layer: usize, expert: usize, step: Step) -> u64 {
+        self.time.update(step, layer, self.is_carried(layer, expert))
+    }
+
+    /// When a state's next use counts for who stays in memory: that of `step`, or, for one that
+    /// travels, never.
+    fn next_update(&self, layer: usize, expert: usize, step: Step) -> u64 {
+        match self.shape.spread.is_kept(self.index(layer, expert)) {
+            true => self.update_time(layer, expert, step),
+            false => u64::MAX,
+        }
     }
 
     /// Dense and gate nodes of `layer`, or the head, each micro-batch after `deps(mb)`.
@@ -232,7 +268,7 @@ impl TrainPlanner {
         }
         let train = self.pass == Pass::Train && !self.shape.clipped;
         if train && self.shape.lookahead > 0 && layer + 1 == self.shape.layers {
-            self.foresee_states(plan);
+            self.foresee_states(plan, false);
         }
     }
 
@@ -249,7 +285,7 @@ impl TrainPlanner {
             Need {
                 block: BlockId::state(layer, expert),
                 access: Use::Update,
-                next_use: self.time.update(self.step, layer),
+                next_use: self.next_update(layer, expert, self.step),
             },
         ];
         let mut deps: Vec<NodeId> = self.commit.into_iter().collect();

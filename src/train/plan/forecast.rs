@@ -7,7 +7,7 @@ use crate::base::units::Bytes;
 use crate::config::{Config, ScheduleKind};
 use crate::train::launch::io_options;
 use crate::train::metrics::StepMetrics;
-use crate::train::placement::{Load, Placement};
+use crate::train::placement::{Load, Moved, Placement, Traffic};
 use serde::Serialize;
 use std::fmt;
 use std::path::Path;
@@ -31,7 +31,9 @@ impl Forecast {
     /// # Errors
     /// As [`Rehearsal::of`] and [`DiskRates::measure`].
     pub fn of(config: &Config, load: &Load, placement: &Placement, dir: &Path) -> Result<Self> {
-        let (read, written) = bytes_of(config, load, placement);
+        let traffic = traffic_of(config, load, placement);
+        let Traffic { forward, backward } = traffic;
+        let (read, written) = (forward.read + backward.read, forward.written + backward.written);
         let disk = (read > 0)
             .then(|| {
                 let block = placement.state_bytes;
@@ -39,29 +41,39 @@ impl Forecast {
             })
             .transpose()?;
         let rehearsal = Rehearsal::of(config, load)?;
-        let io_seconds = disk.map_or(0.0, |disk| disk.seconds(read, written));
         // Checksums and the kernel's part of io take a core from the executor, whose other threads
         // wait for that one.
         let io_cpu = disk.map_or(0.0, |disk| disk.cpu * (read + written) as f64);
         let compute_seconds = rehearsal.seconds() + io_cpu;
+        let io = |moved: Moved| disk.map_or(0.0, |disk| disk.seconds(moved.read, moved.written));
+        let (io_forward, io_backward) = (io(forward), io(backward));
+        let io_seconds = io_forward + io_backward;
         let seconds = match config.graph.schedule {
-            ScheduleKind::Overlapped => compute_seconds.max(io_seconds),
             ScheduleKind::Sequential => compute_seconds + io_seconds,
+            // What is carried over has no time but the forward pass, the rest that of the backward
+            // pass, which computes twice as much.
+            ScheduleKind::Overlapped => {
+                let compute_forward = compute_seconds / 3.0;
+                io_forward.max(compute_forward) + io_backward.max(compute_seconds - compute_forward)
+            }
         };
         Ok(Self { seconds, read, written, compute_seconds, io_seconds, rehearsal, disk })
     }
 }
 
-/// Bytes read and written a step over all ranks, a commit's share among them.
-fn bytes_of(config: &Config, load: &Load, placement: &Placement) -> (u64, u64) {
-    let (read, written) = placement.traffic();
+/// What all ranks move in a step, a commit's share among it.
+fn traffic_of(config: &Config, load: &Load, placement: &Placement) -> Traffic {
+    let mut traffic = placement.traffic();
     let slots = placement.slots;
     // A commit writes what is resident and changed.
     let resident = u64::from(slots.weights) * placement.weights_bytes
         + u64::from(slots.states) * placement.state_bytes;
-    let commit = resident.checked_div(config.train.commit_every).unwrap_or(0);
-    let ranks = load.ranks as u64;
-    (read * ranks, (written + commit) * ranks)
+    traffic.backward.written += resident.checked_div(config.train.commit_every).unwrap_or(0);
+    for moved in [&mut traffic.forward, &mut traffic.backward] {
+        moved.read *= load.ranks as u64;
+        moved.written *= load.ranks as u64;
+    }
+    traffic
 }
 
 /// What steps took: the median of their seconds, the mean of their bytes.

@@ -1,6 +1,6 @@
 //! The second half of a step: backward nodes and updates, added once every route is known.
 
-use super::{Ahead, BlockId, Lane, Need, NodeId, Plan, TrainPlanner, Use, Work};
+use super::{Ahead, BlockId, Lane, Need, NodeId, Plan, TrainPlanner, Use, VecDeque, Work};
 
 impl TrainPlanner {
     pub(super) fn add_backward(&mut self, plan: &mut Plan) {
@@ -8,6 +8,7 @@ impl TrainPlanner {
         // What each micro-batch's gradient at the layer above waits for.
         let mut above: Vec<Vec<NodeId>> = vec![Vec::new(); mbs];
         let mut grads = Vec::new();
+        let mut bottom = Vec::new();
         for layer in (0..layers).rev() {
             let at = self.time.backward(step, layer);
             let arrived: Vec<NodeId> = if self.shape.ranks > 1 {
@@ -28,6 +29,7 @@ impl TrainPlanner {
                 grads.push(id);
             }
             let join = self.node(plan, Work::Join, Lane::Control, at, experts);
+            bottom = vec![join];
             let returned: Vec<NodeId> = (0..mbs)
                 .map(|mb| match self.shape.ranks {
                     1 => join,
@@ -73,9 +75,29 @@ impl TrainPlanner {
         self.updates += 1;
         deps.extend(self.commit);
         self.dense_update = Some(self.node(plan, Work::UpdateDense, Lane::Compute, at, deps));
+        self.add_carried(plan, bottom);
     }
 
-    /// Backward of an expert and, when nothing is clipped, its update right behind it.
+    /// The updates that wait for the next forward pass, in its order, from when the backward pass
+    /// is at the `bottom` layer.
+    fn add_carried(&mut self, plan: &mut Plan, bottom: Vec<NodeId>) {
+        self.fresh = 0;
+        let mut wave = Wave::new(self.shape.window, bottom);
+        for layer in 0..self.shape.layers {
+            for expert in self.used(layer) {
+                if self.is_carried(layer, expert) {
+                    let id = self.add_update(plan, layer, expert, wave.deps(), self.updates);
+                    wave.push(id);
+                    self.carried.push_back(id);
+                }
+            }
+        }
+        if self.shape.lookahead > 0 {
+            self.foresee_states(plan, true);
+        }
+    }
+
+    /// Backward of an expert and, where it is not carried over, its update right behind it.
     fn add_expert_grad(
         &mut self,
         plan: &mut Plan,
@@ -83,38 +105,44 @@ impl TrainPlanner {
         expert: usize,
         start: NodeId,
     ) -> NodeId {
-        let (at, update_at) =
-            (self.time.backward(self.step, layer), self.time.update(self.step, layer));
+        let at = self.time.backward(self.step, layer);
+        let update_at = self.update_time(layer, expert, self.step);
         let needs = vec![
             Need { block: BlockId::weights(layer, expert), access: Use::Read, next_use: update_at },
             Need { block: BlockId::grad(layer, expert), access: Use::Create, next_use: update_at },
         ];
+        let carried = self.is_carried(layer, expert);
         let mut deps = vec![start];
         if !self.shape.clipped {
-            // A gradient that is about to be consumed is not worth spilling: wait for a slot.
-            if self.window.len() >= self.shape.grad_window.max(1) {
-                deps.extend(self.window.pop_front());
+            // A gradient that no norm waits for is not worth spilling: wait for a slot.
+            let (waiting, room) = match carried {
+                true => (&mut self.carried, self.shape.spread.carried - self.fresh),
+                false => (&mut self.window, self.shape.window.max(1)),
+            };
+            if waiting.len() >= room {
+                deps.extend(waiting.pop_front());
             }
+            self.fresh += usize::from(carried);
         }
         let due = (at, 4 * expert as u64);
         let work = Work::ExpertGrad { layer, expert };
         let grad = self.node_with(plan, work, Lane::Compute, due, deps, needs, None);
-        if !self.shape.clipped {
-            let due = (at, 4 * expert as u64 + 1);
-            self.add_update(plan, layer, expert, vec![grad], due, self.updates + 1);
+        if !carried {
+            let id = self.add_update(plan, layer, expert, vec![grad], self.updates + 1);
+            self.window.push_back(id);
         }
         grad
     }
 
+    /// The update of an expert with the number `number`.
     fn add_update(
         &mut self,
         plan: &mut Plan,
         layer: usize,
         expert: usize,
         mut deps: Vec<NodeId>,
-        due: (u64, u64),
         number: u64,
-    ) {
+    ) -> NodeId {
         let next = self.step + 1;
         let needs = vec![
             Need {
@@ -125,19 +153,22 @@ impl TrainPlanner {
             Need {
                 block: BlockId::state(layer, expert),
                 access: Use::Update,
-                next_use: self.time.update(next, layer),
+                next_use: self.next_update(layer, expert, next),
             },
             Need { block: BlockId::grad(layer, expert), access: Use::Consume, next_use: u64::MAX },
         ];
         deps.extend(self.commit);
+        let due = match self.is_carried(layer, expert) {
+            true => (self.time.update(self.step, layer, true), expert as u64),
+            // Right behind its gradient.
+            false => (self.time.backward(self.step, layer), 4 * expert as u64 + 1),
+        };
         let (work, lane) = (Work::Update { layer, expert, number }, self.shape.optimizer_lane);
         let id = self.node_with(plan, work, lane, due, deps, needs, None);
         self.pending_update.insert((layer, expert), id);
-        if !self.shape.clipped {
-            self.window.push_back(id);
-        }
         let local = self.local(expert);
         self.applied[layer][local] = number;
+        id
     }
 
     /// The norm is known: the wave of updates, or, when it is not finite, none.
@@ -145,12 +176,14 @@ impl TrainPlanner {
         if finite {
             self.updates += 1;
         }
+        let mut wave = Wave::new(self.shape.window, vec![]);
         for layer in 0..self.shape.layers {
-            let at = self.time.update(self.step, layer);
+            let at = self.time.update(self.step, layer, true);
             for expert in self.used(layer) {
                 let due = (at, expert as u64);
                 if finite {
-                    self.add_update(plan, layer, expert, vec![], due, self.updates);
+                    let id = self.add_update(plan, layer, expert, wave.deps(), self.updates);
+                    wave.push(id);
                     continue;
                 }
                 let needs = vec![Need {
@@ -167,27 +200,53 @@ impl TrainPlanner {
             let deps = self.commit.into_iter().collect();
             self.dense_update = Some(self.node(plan, Work::UpdateDense, Lane::Compute, at, deps));
             if self.shape.lookahead > 0 {
-                self.foresee_states(plan);
+                self.foresee_states(plan, true);
             }
         }
     }
 
-    /// States are needed in the order of the updates: what comes first is fetched first. The
-    /// forward pass has told which experts will have gradients.
-    /// With clipping their gradients may have been spilled, and come back with them.
-    pub(super) fn foresee_states(&mut self, plan: &mut Plan) {
-        let layers: Vec<usize> = match self.shape.clipped {
-            true => (0..self.shape.layers).collect(),
-            false => (0..self.shape.layers).rev().collect(),
-        };
-        for layer in layers {
-            let use_at = self.time.update(self.step, layer);
+    /// States are needed in the order of the updates, of those that are carried over or of the
+    /// others: what comes first is fetched first. The forward pass has told which experts will
+    /// have gradients. With clipping these may have been spilled, and come back with the states.
+    pub(super) fn foresee_states(&mut self, plan: &mut Plan, carried: bool) {
+        for layer in 0..self.shape.layers {
             for expert in self.used(layer) {
+                if self.is_carried(layer, expert) != carried {
+                    continue;
+                }
+                let use_at = self.update_time(layer, expert, self.step);
                 plan.ahead.push(Ahead { block: BlockId::state(layer, expert), use_at });
                 if self.shape.clipped {
                     plan.ahead.push(Ahead { block: BlockId::grad(layer, expert), use_at });
                 }
             }
         }
+    }
+}
+
+/// Updates in the order of the next forward pass, some of which ask for their blocks at once: what
+/// asked for a block long before its turn would take the room of others.
+struct Wave {
+    start: Vec<NodeId>,
+    last: VecDeque<NodeId>,
+    width: usize,
+}
+
+impl Wave {
+    /// The first `width` begin after `start`.
+    fn new(width: usize, start: Vec<NodeId>) -> Self {
+        Self { start, last: VecDeque::new(), width: width.max(1) }
+    }
+
+    /// What the next update waits for.
+    fn deps(&mut self) -> Vec<NodeId> {
+        match self.last.len() < self.width {
+            true => self.start.clone(),
+            false => self.last.pop_front().into_iter().collect(),
+        }
+    }
+
+    fn push(&mut self, id: NodeId) {
+        self.last.push_back(id);
     }
 }
