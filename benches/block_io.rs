@@ -74,7 +74,7 @@ impl Bench {
         let bytes = self.arena.slot(slot)?;
         // SAFETY: the arena outlives the service, and a slot serves one request at a time.
         let buf = unsafe { IoBuf::new(bytes.ptr, bytes.len) };
-        Ok(IoRequest { tag, op, extent, buf, urgency: 0, lift: None })
+        Ok(IoRequest { tag, op, extent, buf, urgency: 0, check: true, lift: None })
     }
 
     fn located(&self, block: BlockId) -> Result<Located> {

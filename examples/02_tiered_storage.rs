@@ -37,7 +37,7 @@ fn sweep(tiers: &mut Tiers) -> Result<()> {
         // A sweep knows when it comes round again: the policy `planned` makes use of it.
         let want = Want { block, access, next_use: at + BLOCKS as u64 };
         tiers.with(step, &[want], |lease| {
-            for (_, bytes) in lease.split() {
+            for (_, bytes) in lease.split()? {
                 let bytes = bytes.write()?;
                 if step == 1 {
                     bytes.fill(0);
@@ -81,7 +81,7 @@ fn run(dir: &Path) -> Result<()> {
     let block = BlockId::weights(0, 7);
     let want = Want { block, access: Access::Update, next_use: 0 };
     tiers.with(SWEEPS + 1, &[want], |lease| {
-        for (_, bytes) in lease.split() {
+        for (_, bytes) in lease.split()? {
             bytes.write()?.fill(99);
         }
         Ok(((), vec![(block, Outcome::Dirty)]))

@@ -92,7 +92,8 @@ impl Cache {
 
     /// Pins for reading those of `blocks` that are resident, all at one moment: so none of them
     /// makes room for another. `held[i]` answers for `blocks[i]`. `now` is the planner's hour;
-    /// what was foreseen for an earlier one and did not come is forgotten.
+    /// what was foreseen for an earlier one and did not come is forgotten. Not for states, which may
+    /// be resident before their checksum was compared.
     pub fn hold_resident(
         self: &Arc<Self>,
         now: u64,

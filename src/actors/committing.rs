@@ -88,6 +88,7 @@ impl Prefetcher {
             extent,
             buf,
             urgency: 0,
+            check: true,
             lift: None,
         })?;
         let started = self.parts.clock.now();

@@ -89,6 +89,8 @@ pub struct Release {
     pub applied: u64,
     /// For changed blocks: the step that changed them.
     pub version: u64,
+    /// The CRC32C of a changed block's slot, where it is known.
+    pub crc: Option<(BlockId, u32)>,
 }
 
 /// Blocks that will be needed soon.

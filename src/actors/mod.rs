@@ -22,6 +22,7 @@ pub mod cache;
 pub mod committing;
 pub mod communicator;
 pub mod compute;
+mod contents;
 pub mod link;
 pub mod message;
 pub mod meter;

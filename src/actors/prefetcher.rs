@@ -1,12 +1,14 @@
 //! The prefetcher: carries out what the pure hierarchy decides. It reads blocks into slots ahead
 //! of their use, writes changed ones back, grants leases, and commits.
 //!
-//! Law: a slot is never reused before what it holds is on SSD, and a block that was read is
-//! granted only after its checksum was compared.
+//! Law: a slot is never reused before what it holds is on SSD. A block that was read is granted only
+//! after its checksum was compared; a state block may be granted before, to the update that uses it
+//! up and compares it then. A difference ends the run before anything that came of it is committed.
 
 use super::backing::{Backing, Reads};
 use super::cache::Cache;
 use super::committing::{CommitThread, Committing, DenseSlot};
+use super::contents::{Content, Contents};
 use super::link::{Alarm, send};
 use super::message::{Acquire, Failure, Foresee, Granted, Nudge, Release};
 use super::meter::Meter;
@@ -16,10 +18,10 @@ use crate::base::clock::RealClock;
 use crate::base::{BlockId, Error, Part, Result};
 use crate::graph::planner::Use;
 use crate::observable;
-use crate::storage::disk::{IoBuf, IoDone, IoOp, IoRequest, IoService};
+use crate::storage::disk::{Extent, IoBuf, IoDone, IoOp, IoRequest, IoService};
 use crate::storage::hierarchy::{Access, Event, Hierarchy, Move, SlotId, Want};
 use crate::storage::in_place::InPlace;
-use crate::storage::lease::Lease;
+use crate::storage::lease::{Lease, Pinned};
 use crate::storage::store::Located;
 use actix::{Actor, Addr, Context, Handler, Message};
 use serde::Serialize;
@@ -44,23 +46,22 @@ pub(super) struct Transfer {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    Load(Located),
+    Load {
+        located: Located,
+        /// Whether the io thread computes the checksum; else whoever leases the block does.
+        check: bool,
+    },
     /// One of the reads that bring a block of somebody else's file.
     Fetch,
     Write {
         version: u64,
         applied: u64,
+        /// Of the bytes that are written, where it is known beforehand.
+        crc: Option<u32>,
     },
     Dense {
         version: u64,
     },
-}
-
-/// What a changed block contains.
-#[derive(Debug, Clone, Copy)]
-struct Content {
-    version: u64,
-    applied: u64,
 }
 
 /// Where the accesses of a run's first steps go, for `semoe cache replay`.
@@ -95,8 +96,7 @@ pub struct Prefetcher {
     transfers: HashMap<u64, Transfer>,
     reads: Reads,
     next_tag: u64,
-    /// What blocks contain that changed since they were read.
-    changed: HashMap<BlockId, Content>,
+    contents: Contents,
     writable: HashMap<u64, Vec<BlockId>>,
     pub(super) flushes: u64,
     pub(super) committing: Vec<Committing>,
@@ -113,7 +113,7 @@ impl Prefetcher {
             transfers: HashMap::new(),
             reads: Reads::default(),
             next_tag: 0,
-            changed: HashMap::new(),
+            contents: Contents::default(),
             writable: HashMap::new(),
             flushes: 0,
             committing: Vec::new(),
@@ -211,8 +211,11 @@ impl Prefetcher {
                 .with("block", block)
         })?;
         let extent = located.extent;
-        let tag = self.tag(Transfer { block, kind: Kind::Load(located) });
-        self.parts.io.submit(IoRequest { tag, op: IoOp::Read, extent, buf, urgency, lift: None })
+        // An update goes over all bytes of a state anyway, and has them in its cache then.
+        let check = block.part != Part::State || !fills(&extent, &buf);
+        let tag = self.tag(Transfer { block, kind: Kind::Load { located, check } });
+        let op = IoOp::Read;
+        self.parts.io.submit(IoRequest { tag, op, extent, buf, urgency, check, lift: None })
     }
 
     /// Reads all pieces of a block of somebody else's file in one batch.
@@ -227,29 +230,29 @@ impl Prefetcher {
                 IoBuf::new(bytes.ptr.wrapping_add(fetch.at), bytes.len.saturating_sub(fetch.at))
             };
             let tag = self.tag(Transfer { block, kind: Kind::Fetch });
-            self.parts.io.submit(IoRequest { tag, op: IoOp::Read, extent, buf, urgency, lift })?;
+            let (op, check) = (IoOp::Read, false);
+            self.parts.io.submit(IoRequest { tag, op, extent, buf, urgency, check, lift })?;
         }
         Ok(())
     }
 
     fn promote(&mut self, block: BlockId) -> Result<()> {
         let loads = |transfer: &Transfer| {
-            transfer.block == block && matches!(transfer.kind, Kind::Load(_) | Kind::Fetch)
+            transfer.block == block && matches!(transfer.kind, Kind::Load { .. } | Kind::Fetch)
         };
         let tags = self.transfers.iter().filter(|(_, transfer)| loads(transfer));
         tags.into_iter().try_for_each(|(tag, _)| self.parts.io.promote(*tag))
     }
 
     fn write(&mut self, block: BlockId, slot: SlotId, urgent: bool) -> Result<()> {
-        let content = self.changed.get(&block).copied().ok_or_else(|| {
-            Error::bug("a block is written back that nobody changed").with("block", block)
-        })?;
-        let Content { version, applied } = content;
+        let Content { version, applied, crc } = self.contents.changed(block)?;
         let extent = self.parts.backing.store()?.place(block, version)?;
         let buf = self.buffer(slot)?;
-        let tag = self.tag(Transfer { block, kind: Kind::Write { version, applied } });
-        let urgency = u64::from(!urgent);
-        self.parts.io.submit(IoRequest { tag, op: IoOp::Write, extent, buf, urgency, lift: None })
+        // No lease changes a block while it is written, so these are the bytes that it is of.
+        let crc = crc.filter(|_| fills(&extent, &buf));
+        let tag = self.tag(Transfer { block, kind: Kind::Write { version, applied, crc } });
+        let (op, urgency, check) = (IoOp::Write, u64::from(!urgent), crc.is_none());
+        self.parts.io.submit(IoRequest { tag, op, extent, buf, urgency, check, lift: None })
     }
 
     fn buffer(&self, slot: SlotId) -> Result<IoBuf> {
@@ -264,7 +267,10 @@ impl Prefetcher {
         let slots = slots
             .into_iter()
             .map(|(block, slot)| {
-                Ok((block, self.parts.cache.arena().slot(slot)?, writable.contains(&block)))
+                let bytes = self.parts.cache.arena().slot(slot)?;
+                let writable = writable.contains(&block);
+                let expected = self.contents.expected(block);
+                Ok(Pinned { block, bytes, writable, expected })
             })
             .collect::<Result<Vec<_>>>()?;
         let lease = Lease::new(slots, Arc::clone(self.parts.cache.arena()));
@@ -291,10 +297,13 @@ impl Prefetcher {
         let is_fetch = matches!(transfer.kind, Kind::Fetch);
         let result = match (done.result, transfer.kind) {
             (Ok(_), Kind::Fetch) => Ok(()),
-            (Ok(crc), Kind::Load(located)) => {
-                self.parts.backing.store()?.verify_crc(block, &located, crc)
+            (Ok(crc), Kind::Load { located, check }) => {
+                let store = self.parts.backing.store()?;
+                self.contents.read(block, (!check).then(|| store.expected(block, &located)));
+                if check { store.verify_crc(block, &located, crc) } else { Ok(()) }
             }
-            (Ok(crc), Kind::Write { version, applied }) => {
+            (Ok(moved), Kind::Write { version, applied, crc }) => {
+                let crc = crc.unwrap_or(moved);
                 self.parts.backing.store()?.written(block, version, crc, applied)
             }
             (Ok(crc), Kind::Dense { version }) => {
@@ -326,6 +335,11 @@ impl Prefetcher {
         }
         Ok(())
     }
+}
+
+/// Whether a transfer moves all bytes of its slot: so its checksum is that of the slot.
+fn fills(extent: &Extent, slot: &IoBuf) -> bool {
+    extent.len == slot.len() as u64
 }
 
 impl Actor for Prefetcher {
@@ -365,22 +379,11 @@ impl Handler<Release> for Prefetcher {
     type Result = ();
 
     fn handle(&mut self, release: Release, _: &mut Self::Context) {
-        use crate::storage::hierarchy::Outcome::{Clean, Dirty, Discard};
-        let Release { node, outcomes, applied, version } = release;
-        if self.parts.accesses.as_ref().is_some_and(|accesses| version > accesses.until) {
+        if self.parts.accesses.as_ref().is_some_and(|accesses| release.version > accesses.until) {
             self.save_accesses();
         }
-        for (block, outcome) in &outcomes {
-            match outcome {
-                Dirty => {
-                    self.changed.insert(*block, Content { version, applied });
-                }
-                Discard => {
-                    self.changed.remove(block);
-                }
-                Clean => {}
-            }
-        }
+        self.contents.released(&release);
+        let Release { node, outcomes, .. } = release;
         self.feed(Event::Release { ticket: node, outcomes });
     }
 }

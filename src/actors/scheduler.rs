@@ -222,7 +222,8 @@ impl Scheduler {
             Pass::Train => done.task.step,
             Pass::Forward(_) => done.task.step.max(self.commit_step + 1),
         };
-        let release = Release { node: done.node, outcomes, applied, version };
+        let (node, crc) = (done.node, done.outcome.crc);
+        let release = Release { node, outcomes, applied, version, crc };
         send(&crew.prefetcher, release, &self.alarm);
     }
 

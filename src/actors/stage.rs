@@ -3,8 +3,7 @@
 //! A stage lives on one thread, owns its tensors, and runs one task after another. What it
 //! learns leaves it as plain facts; what it sends to other ranks leaves it as moved tensors.
 
-use crate::base::Result;
-use crate::base::Step;
+use crate::base::{BlockId, Result, Step};
 use crate::graph::planner::{Fact, Pass, Task};
 use crate::storage::lease::Lease;
 use tch::Tensor;
@@ -83,6 +82,8 @@ pub struct Outcome {
     /// What a commit says beside the blocks and the dense state, which then fills its slot: gate
     /// state, update history and the like, as JSON.
     pub snapshot: Option<Vec<u8>>,
+    /// The CRC32C of a block that the task changed, all bytes of its slot, where it computed it.
+    pub crc: Option<(BlockId, u32)>,
 }
 
 impl Outcome {

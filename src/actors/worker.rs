@@ -84,7 +84,11 @@ fn run(inbox: &Receiver<Order>, clock: RealClock, make: MakeStage, on_finished: 
 }
 
 fn run_task(stage: &mut dyn Stage, task: Task, lease: &mut Lease) -> Result<Outcome> {
-    stage.run(task, lease)
+    let outcome = stage.run(task, lease)?;
+    // A block that the stage changes in name alone must not go back with a checksum of whatever it
+    // is now.
+    lease.verify()?;
+    Ok(outcome)
 }
 
 /// Runs `body`, turning a panic into an error.

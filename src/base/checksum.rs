@@ -1,5 +1,9 @@
 //! CRC32C, the checksum of blocks, records and caches (Castagnoli; RFC 3720, appendix B.4).
 
+mod joiner;
+
+pub use joiner::Joiner;
+
 use crc_fast::{CrcAlgorithm, Digest, checksum, checksum_combine};
 
 const ALGORITHM: CrcAlgorithm = CrcAlgorithm::Crc32Iscsi;

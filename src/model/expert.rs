@@ -9,6 +9,7 @@
 //!           dW_gate_up = d_gate_upᵀ x,  dW_down = gᵀ (w · act), in f32 into the gradient's slot
 //! ```
 
+pub mod checked;
 mod products;
 mod shape;
 #[cfg(target_arch = "x86_64")]

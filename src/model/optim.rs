@@ -54,6 +54,12 @@ pub trait Optimizer: Send + Sync {
     /// The name in configuration and messages.
     fn name(&self) -> &'static str;
 
+    /// Whether each parameter's update depends on its own gradient and moments alone. Then a block
+    /// may be updated in pieces, by several threads at once, while each is in a processor's cache.
+    fn is_elementwise(&self) -> bool {
+        false
+    }
+
     /// Applies the steps to the parameters.
     ///
     /// # Errors
@@ -88,6 +94,10 @@ impl AdamW {
 impl Optimizer for AdamW {
     fn name(&self) -> &'static str {
         "adamw"
+    }
+
+    fn is_elementwise(&self) -> bool {
+        true
     }
 
     fn update(&self, u: &Update<'_>, params: Params<'_>) -> Result<()> {

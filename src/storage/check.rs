@@ -206,6 +206,7 @@ impl Reader {
             extent: located.extent,
             buf,
             urgency: 0,
+            check: true,
             lift: None,
         };
         self.io.submit(request)?;

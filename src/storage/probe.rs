@@ -6,7 +6,6 @@
 use super::arena::Arena;
 use super::disk::{
     DataFile, Extent, FileId, IoBuf, IoDone, IoEffective, IoOp, IoOptions, IoRequest, IoService,
-    Lift,
 };
 use super::hierarchy::{SlotClass, SlotId};
 use crate::base::{Error, Part, Result};
@@ -172,7 +171,8 @@ impl Probe {
             extent: Extent { file: FileId(0), offset: place * self.block, len: self.block },
             buf,
             urgency: 0,
-            lift: unchecked.then_some(Lift { from: 0, to: 0, len: self.block as usize }),
+            check: !unchecked,
+            lift: None,
         })
     }
 }

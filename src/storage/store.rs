@@ -9,8 +9,11 @@
 //! ```
 
 mod checkpoints;
+mod expected;
 mod opening;
 mod table;
+
+pub use expected::Expected;
 
 use super::commit::{self, Barrier, CommitRecord, FileMedium, Medium};
 use super::disk::direct::{create_reserved, free_space};
@@ -171,18 +174,14 @@ impl Store {
     /// # Errors
     /// `Corrupt`, naming block, file and offset.
     pub fn verify_crc(&self, block: BlockId, located: &Located, crc: u32) -> Result<()> {
-        if crc == located.crc {
-            return Ok(());
-        }
+        if crc == located.crc { Ok(()) } else { self.expected(block, located).verify(crc) }
+    }
+
+    /// For whoever compares the checksum of what was read later.
+    pub fn expected(&self, block: BlockId, located: &Located) -> Expected {
         let file = self.files.iter().find(|file| file.id == located.extent.file);
-        let path = file.map(|file| file.path.display().to_string()).unwrap_or_default();
-        Err(Error::corrupt(
-            "a block is not what was written: its checksum differs; restore the store from a copy",
-        )
-        .with("block", block)
-        .with("file", path)
-        .with("offset", located.extent.offset)
-        .with("version", located.version))
+        let file = file.map(|file| file.path.clone()).unwrap_or_default();
+        Expected::new(block, file, *located)
     }
 
     /// Frees the slot of a scratch block; nothing if it has none.

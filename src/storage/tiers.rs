@@ -13,7 +13,7 @@
 use super::arena::Arena;
 use super::disk::{IoBuf, IoDone, IoEffective, IoOp, IoOptions, IoRequest, IoService};
 use super::hierarchy::{Event, Hierarchy, Move, Outcome, SlotClass, SlotId, Snapshot, Stats, Want};
-use super::lease::Lease;
+use super::lease::{Lease, Pinned};
 use super::policy::PolicyConfig;
 use super::store::{Located, Store};
 use crate::base::{BlockId, Error, Result, Step};
@@ -108,7 +108,10 @@ impl Tiers {
             |block| wants.iter().any(|want| want.block == block && want.access.is_exclusive());
         let pinned = slots
             .into_iter()
-            .map(|(block, slot)| Ok((block, self.arena.slot(slot)?, writable(block))))
+            .map(|(block, slot)| {
+                let (bytes, writable) = (self.arena.slot(slot)?, writable(block));
+                Ok(Pinned { block, bytes, writable, expected: None })
+            })
             .collect::<Result<Vec<_>>>()?;
         let mut lease = Lease::new(pinned, Arc::clone(&self.arena));
         let result = body(&mut lease);
@@ -223,7 +226,8 @@ impl Tiers {
         self.next_tag += 1;
         self.transfers.insert(self.next_tag, transfer);
         let urgency = u64::from(!urgent);
-        self.io.submit(IoRequest { tag: self.next_tag, op, extent, buf, urgency, lift: None })
+        let tag = self.next_tag;
+        self.io.submit(IoRequest { tag, op, extent, buf, urgency, check: true, lift: None })
     }
 
     /// Takes in the end of one transfer.
@@ -307,7 +311,7 @@ mod tests {
     fn fill(tiers: &mut Tiers, step: Step, expert: usize, access: Access, value: u8) {
         let want = want(expert, access);
         let filled = tiers.with(step, &[want], |lease| {
-            for (_, bytes) in lease.split() {
+            for (_, bytes) in lease.split()? {
                 bytes.write()?.fill(value);
             }
             Ok(((), vec![(want.block, Outcome::Dirty)]))
@@ -354,7 +358,7 @@ mod tests {
         let refused = tiers.with(1, &wants, |_| Ok(((), vec![]))).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Budget, "{refused}");
         let changed = tiers.with(1, &[want(3, Access::Read)], |lease| {
-            lease.split().into_iter().try_for_each(|(_, bytes)| bytes.write().map(drop))?;
+            lease.split()?.into_iter().try_for_each(|(_, bytes)| bytes.write().map(drop))?;
             Ok(((), vec![]))
         });
         assert!(changed.is_err());

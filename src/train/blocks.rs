@@ -80,7 +80,8 @@ impl Blocks {
         // SAFETY: the arena lives as long as `self`, and the slot is not touched before the
         // request is done.
         let buf = unsafe { IoBuf::new(slot.ptr, slot.len) };
-        self.io.submit(IoRequest { tag, op, extent: located, buf, urgency: 0, lift: None })?;
+        let (extent, urgency) = (located, 0);
+        self.io.submit(IoRequest { tag, op, extent, buf, urgency, check: true, lift: None })?;
         Ok(tag)
     }
 

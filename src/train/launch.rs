@@ -284,6 +284,8 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
             true => Threads::Calling,
             false => Threads::Pool,
         },
+        streams: ready.placement.slots.states < ready.placement.blocks,
+        joiner: Arc::default(),
     };
     let optimizer: Option<MakeStage> = own_thread.then(|| {
         let (updater, threads) = (updater.clone(), config.actors.optimizer.threads);

@@ -3,14 +3,17 @@
 
 use crate::common::{TINY, losses, metrics, train};
 use crate::tiers_chance::Rng;
+use semoe::base::Result;
 use semoe::config::Config;
 use semoe::graph::planner::predictor::Predictor;
+use semoe::model::optim::{Master, Optimizer, Params, Update, join_master, split_master};
 use semoe::storage::policy::Random;
 use semoe::train::pipeline::Pipeline;
 use semoe::train::plan::plan;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 #[test]
 fn losses_do_not_depend_on_budget_policy_engine_or_schedule() {
@@ -120,5 +123,48 @@ fn losses_do_not_depend_on_what_was_guessed_or_evicted() {
         let host = format!("storage.host={}KiB", 144 + 96 * seed);
         let found = run(format!("seed{seed}"), &[&place, &host], Some(seed));
         assert_eq!(found, expected, "seed {seed}");
+    }
+}
+
+/// A step along the block's gradient at length one: a parameter's change depends on all others.
+struct Normed;
+
+impl Optimizer for Normed {
+    fn name(&self) -> &'static str {
+        "normed"
+    }
+
+    fn update(&self, update: &Update<'_>, params: Params<'_>) -> Result<()> {
+        let (Some(grad), Some(rate)) = (update.grad, update.steps.last()) else { return Ok(()) };
+        let length = grad.iter().map(|g| g * g).sum::<f32>().sqrt() + 1e-8;
+        params.m.iter_mut().zip(grad).for_each(|(m, g)| *m = 0.9 * *m + g / length);
+        let step = |w: &mut [f32]| {
+            w.iter_mut().zip(&*params.m).for_each(|(w, m)| *w -= rate.lr as f32 * m);
+        };
+        match params.master {
+            Master::F32(w) => step(w),
+            Master::Split { hi, lo } => {
+                let mut w = vec![0.0; hi.len()];
+                join_master(hi, lo, &mut w)?;
+                step(&mut w);
+                split_master(&w, hi, lo)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn an_optimizer_that_is_not_elementwise_streams_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for precision in ["f32", "bf16"] {
+        let run = |host: &str| {
+            let sets = [format!("train.precision={precision}"), format!("storage.host={host}")];
+            let config = Config::parse(TINY, Path::new("tiny.toml"), &sets).unwrap();
+            let path = dir.path().join(format!("{precision} {host}"));
+            Pipeline::new(config).run_dir(&path).optimizer(Arc::new(Normed)).train().unwrap();
+            losses(&path)
+        };
+        assert_eq!(run("1GiB"), run("432KiB"), "{precision}");
     }
 }

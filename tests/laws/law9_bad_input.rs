@@ -261,3 +261,36 @@ fn damage_is_found_and_named() {
     let name = |path: PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
     insta::assert_snapshot!("damage", book.text.replace(&name(file.with_extension("")), "NAME"));
 }
+
+/// A state is compared by the update that uses it up, wherever that runs, and none of it is kept.
+#[test]
+fn a_flipped_bit_in_an_optimizer_state_ends_the_run_and_nothing_is_lost() {
+    let mut book = Book::new();
+    let run = train(book.dir.path(), "run", &["storage.host=864KiB"]);
+    let six = ["--set", "train.steps=6"];
+    let whole = copy(&run, &book.path("whole"));
+    book.goes_on(&whole, &six, 6);
+    let variants: [(&str, &[&str]); 3] = [
+        ("memory", &["storage.host=1GiB"]),
+        ("streamed", &["storage.host=432KiB"]),
+        ("thread", &["storage.host=432KiB", "actors.optimizer.place=thread"]),
+    ];
+    for (name, sets) in variants {
+        let harmed = copy(&run, &book.path(name));
+        flip_all(&harmed, Part::State);
+        book.text.clear();
+        book.refuse_resume(name, &harmed, &[&["train.steps=6"], sets].concat());
+        let told =
+            format!("{name}\n  1 error: a block is not what was written: its checksum differs");
+        assert!(book.text.starts_with(&told), "{}", book.text);
+        assert!(book.text.contains("(block=N, file=DIR/"), "{}", book.text);
+        assert!(book.text.contains("store/state.dat, offset=N, version=N"), "{}", book.text);
+
+        flip_all(&harmed, Part::State);
+        let extra: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        book.goes_on(&harmed, &[&six[..], &extra].concat(), 6);
+        assert_eq!(losses(&harmed), losses(&whole), "{name}");
+        let checked = semoe(&["store", "check", harmed.to_str().unwrap()]);
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    }
+}

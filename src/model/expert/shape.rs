@@ -104,6 +104,16 @@ impl ExpertShape {
         let ranges = self.state();
         let (low, moments) = state.split_at_mut(ranges.low.end);
         let (m, v) = moments.split_at_mut(ranges.m.len());
+        self.params_of(weights, [low, m, v])
+    }
+
+    /// The parameters in the bytes of a run of elements: of the weights, and of the arrays of the
+    /// state.
+    pub(super) fn params_of<'a>(
+        &self,
+        weights: &'a mut [u8],
+        [low, m, v]: [&'a mut [u8]; 3],
+    ) -> Result<Params<'a>> {
         let master = match self.precision {
             Precision::F32 => Master::F32(cast_mut(weights)?),
             Precision::Bf16 => Master::Split { hi: cast_mut(weights)?, lo: cast_mut(low)? },
@@ -173,7 +183,7 @@ pub(super) fn payload(bytes: &[u8], len: u64) -> Result<&[u8]> {
     bytes.get(..len as usize).ok_or_else(|| wrong_length("slot", have, len as usize))
 }
 
-fn payload_mut(bytes: &mut [u8], len: u64) -> Result<&mut [u8]> {
+pub(super) fn payload_mut(bytes: &mut [u8], len: u64) -> Result<&mut [u8]> {
     let have = bytes.len();
     bytes.get_mut(..len as usize).ok_or_else(|| wrong_length("slot", have, len as usize))
 }

@@ -1,7 +1,7 @@
 //! Reading and writing extents of data files, deep-queued, most urgent first.
 //!
 //! Law: every request that is accepted is answered exactly once, with the CRC32C of the bytes
-//! that moved or with an error that names file and offset.
+//! that moved where it is asked for, or with an error that names file and offset.
 //!
 //! ```text
 //! submit(request) ─► Queue (urgency, chunks) ─► engine (io_uring | pread/pwrite pool | twin)
@@ -11,7 +11,6 @@
 
 pub mod direct;
 pub mod faulty;
-mod join;
 pub mod options;
 mod pool;
 mod queue;
@@ -119,8 +118,11 @@ pub struct IoRequest {
     pub buf: IoBuf,
     /// Lower goes first: demand 0, speculative above.
     pub urgency: u64,
+    /// Whether the bytes' checksum is wanted. It is not where there is none to compare with, or
+    /// where the bytes' user computes it while they are in the processor's cache.
+    pub check: bool,
     /// For reads of files of others: what is wanted of the bytes read, and where in the buffer it
-    /// belongs. Such bytes carry no checksum, so none is computed and the answer's is 0.
+    /// belongs.
     pub lift: Option<Lift>,
 }
 
@@ -139,7 +141,7 @@ pub struct IoDone {
     pub op: IoOp,
     /// Bytes that moved.
     pub bytes: u64,
-    /// CRC32C (Castagnoli) of the whole extent's bytes.
+    /// CRC32C (Castagnoli) of the whole extent's bytes; 0 where it was not asked for.
     pub result: Result<u32>,
     /// When its first chunk was given to the device.
     pub started: Instant,

@@ -3,9 +3,9 @@
 //! Pure: no threads, no files. Law: chunks of a more urgent request are given out before those
 //! of any other that is not yet with the device, and a request ends when its last chunk does.
 
-use super::join::Joiner;
 use super::{DataFile, IoDone, IoOp, IoRequest, Lift, Meter, OnDone};
-use crate::base::{Error, checksum};
+use crate::base::Error;
+use crate::base::checksum::{self, Joiner};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::sync::Arc;
@@ -123,7 +123,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub fn new(chunk: u64) -> Self {
-        let joiner = Joiner::new(chunk as usize);
+        let joiner = Joiner::default();
         Self { chunk, joiner, next_key: 0, active: HashMap::new(), waiting: BTreeSet::new() }
     }
 
@@ -178,7 +178,7 @@ impl Queue {
             ptr: active.request.buf.ptr.wrapping_add(active.given as usize),
             len,
             enough: len.min(active.file.end.saturating_sub(offset) as usize),
-            check: active.request.lift.is_none(),
+            check: active.request.check,
         };
         active.crcs.push((0, len));
         active.given += len as u64;
@@ -213,8 +213,8 @@ impl Queue {
         let now = Instant::now();
         let result = match active.error {
             Some(error) => Err(error),
-            None if active.request.lift.is_some() => Ok(0),
-            None => Ok(self.joiner.join(&active.crcs)),
+            None if !active.request.check => Ok(0),
+            None => Ok(self.joiner.join(active.crcs)),
         };
         let moves = |lift: &Lift| lift.from != lift.to;
         let lift = active.request.lift.filter(|lift| moves(lift) && result.is_ok());

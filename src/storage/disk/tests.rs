@@ -31,7 +31,7 @@ fn request(tag: u64, op: IoOp, memory: &mut MmapMut, urgency: u64) -> IoRequest 
     let at = ((tag % BLOCKS) * LEN) as usize;
     // SAFETY: every test keeps the memory until all answers have come, one block a request.
     let buf = unsafe { IoBuf::new(memory.as_mut_ptr().wrapping_add(at), LEN as usize) };
-    IoRequest { tag, op, extent, buf, urgency, lift: None }
+    IoRequest { tag, op, extent, buf, urgency, check: true, lift: None }
 }
 
 fn fill(memory: &mut MmapMut) {
@@ -92,6 +92,25 @@ fn pool_moves_bytes_through_the_page_cache_too() {
     assert_eq!(round_trip(&pool, false).engine, "pool");
     let buffered = IoOptions { direct: DirectChoice::Off, ..pool };
     assert!(!round_trip(&buffered, false).direct);
+}
+
+#[test]
+fn what_nobody_asked_the_checksum_of_moves_all_the_same() {
+    for engine in [EngineChoice::Auto, EngineChoice::Pool] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+        fill(&mut memory);
+        let original = memory[..LEN as usize].to_vec();
+        let (on_done, answers) = channel();
+        let options = IoOptions { engine, ..IoOptions::default() };
+        let io = IoService::start(&options, vec![data_file(dir.path())], None, on_done).unwrap();
+        for op in [IoOp::Write, IoOp::Read] {
+            io.submit(IoRequest { check: false, ..request(0, op, &mut memory, 0) }).unwrap();
+            assert_eq!(answers.recv().unwrap().result.unwrap(), 0);
+            assert!(op == IoOp::Write || memory[..LEN as usize] == original[..]);
+            memory.fill(0);
+        }
+    }
 }
 
 #[test]

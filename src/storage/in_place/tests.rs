@@ -39,7 +39,9 @@ fn read_all(store: &InPlace, blocks: &[(BlockId, Vec<Piece>)], bytes: &[u8], opt
                 unsafe { IoBuf::new(slot.ptr.wrapping_add(fetch.at), fetch.extent.len as usize) };
             let tag = tag as u64;
             let (op, extent, lift) = (IoOp::Read, fetch.extent, Some(fetch.lift));
-            service.submit(IoRequest { tag, op, extent, buf, urgency: 0, lift }).unwrap();
+            service
+                .submit(IoRequest { tag, op, extent, buf, urgency: 0, check: false, lift })
+                .unwrap();
             expected_bytes += (extent.offset + extent.len).min(bytes.len() as u64) - extent.offset;
         }
         for _ in fetches {
@@ -134,7 +136,9 @@ fn a_file_that_shrank_is_named() {
         // SAFETY: the arena outlives the service, which has one request.
         let buf = unsafe { IoBuf::new(arena.whole().ptr, fetch.extent.len as usize) };
         let (op, extent, lift) = (IoOp::Read, fetch.extent, Some(fetch.lift));
-        service.submit(IoRequest { tag: 0, op, extent, buf, urgency: 0, lift }).unwrap();
+        service
+            .submit(IoRequest { tag: 0, op, extent, buf, urgency: 0, check: false, lift })
+            .unwrap();
         let error = receive.recv().unwrap().result.unwrap_err().to_string();
         assert!(error.contains("model.safetensors") && error.contains("truncated"), "{error}");
         service.shutdown();

@@ -119,7 +119,7 @@ impl TrainStage {
     ) -> Result<Outcome> {
         let local = self.local(expert)?;
         let (mut weights, mut grad) = (None, None);
-        for (block, bytes) in lease.split() {
+        for (block, bytes) in lease.split()? {
             match block.part {
                 Part::Grad => grad = Some(bytes.write()?),
                 _ => weights = Some(bytes.read()),

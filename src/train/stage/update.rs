@@ -3,10 +3,12 @@
 
 use super::TrainStage;
 use crate::actors::stage::Outcome;
+use crate::base::checksum::Joiner;
 use crate::base::{BlockId, Error, ErrorKind, Part, Result};
 use crate::config::{Config, Idle};
 use crate::graph::planner::{Fact, Task};
 use crate::model::expert::ExpertShape;
+use crate::model::expert::checked::{self, Sums};
 use crate::model::kernels::parallel::Threads;
 use crate::model::optim::{Master, Optimizer, Params, StepRate, Update, sum_squares};
 use crate::storage::lease::Lease;
@@ -51,10 +53,14 @@ pub struct Updater {
     pub shape: ExpertShape,
     pub rates: Arc<Mutex<Rates>>,
     pub threads: Threads,
+    /// Whether states go back to SSD after their update, which then computes their checksum.
+    pub streams: bool,
+    pub joiner: Arc<Mutex<Joiner>>,
 }
 
 impl Updater {
     /// Applies updates `after + 1 ..= to` to an expert, the last with the gradient in the lease.
+    /// A state that was read and not compared with what was written is compared here.
     pub fn update(
         &self,
         (layer, expert): (usize, usize),
@@ -66,7 +72,9 @@ impl Updater {
             (rates.range(after, to)?, rates.scale)
         };
         let (mut weights, mut state, mut grad) = (None, None, None);
-        for (block, bytes) in lease.split() {
+        let block = BlockId::state(layer, expert);
+        let expected = lease.take_expected(block);
+        for (block, bytes) in lease.split()? {
             match block.part {
                 Part::Weights => weights = Some(bytes.write()?),
                 Part::State => state = Some(bytes.write()?),
@@ -79,8 +87,18 @@ impl Updater {
         };
         let grad = grad.map(|bytes| self.shape.grad(bytes)).transpose()?;
         let update = Update { steps: &steps, grad, grad_scale, decay: true, threads: self.threads };
-        self.optimizer.update(&update, self.shape.params(weights, state)?)?;
-        Ok(Outcome::default())
+        let sums = checked::update(
+            self.optimizer.as_ref(),
+            self.shape,
+            &update,
+            (weights, state),
+            Sums { before: expected.is_some(), after: self.streams },
+            &self.joiner,
+        )?;
+        if let (Some(expected), Some(crc)) = (expected, sums.before) {
+            expected.verify(crc)?;
+        }
+        Ok(Outcome { crc: sums.after.map(|crc| (block, crc)), ..Outcome::default() })
     }
 }
 
