@@ -2,7 +2,7 @@
 
 use super::agreement::{Agreement, commit};
 use super::pipeline::Pipeline;
-use super::placement::{Load, Placement};
+use super::placement::{Load, Placement, WINDOW};
 use super::recorded::Recorded;
 use super::stage::update::{Meta, Rates, Updater};
 use super::stage::{StageSpec, TrainStage, UpdateStage};
@@ -270,7 +270,8 @@ fn rank_spec(pipeline: &Pipeline, ready: &Ready, parts: RankParts) -> Result<Ran
         },
         exact_idle: config.actors.optimizer.idle == Idle::Exact,
         spread: ready.placement.spread(),
-        window: ready.placement.window(),
+        grad_slots: ready.placement.slots.grads as usize,
+        window: WINDOW,
         optimizer_lane: if own_thread { Lane::Optim } else { Lane::Compute },
     };
     let applied = ready.applied(rank)?;

@@ -27,8 +27,8 @@ const PAGE: u64 = 4096;
 /// stay.
 const STREAMED: u64 = 12;
 
-/// Gradients that wait for the update right behind them, and so states that are asked for at once.
-const WINDOW: u64 = 8;
+/// Updates that ask for their blocks at once.
+pub const WINDOW: usize = 8;
 
 /// What placement depends on.
 #[derive(Debug, Clone)]
@@ -121,7 +121,7 @@ impl Placement {
         if load.clipped {
             fill(&mut slots, [blocks; 3], &mut left, sizes);
         } else {
-            fill(&mut slots, [0, 0, WINDOW.min(blocks)], &mut left, sizes);
+            fill(&mut slots, [0, 0, blocks.min(WINDOW as u64)], &mut left, sizes);
             carried = carried_of(load.carry, blocks - slots[1], left, (state, grad));
             left -= carried * grad;
             fill(&mut slots, [0, blocks, 0], &mut left, sizes);
@@ -147,12 +147,6 @@ impl Placement {
             if all { self.blocks } else { self.slots.states.saturating_sub(STREAMED as u32) };
         let [blocks, kept, carried] = [self.blocks, kept, self.carried].map(|n| n as usize);
         Spread { blocks, kept, carried }
-    }
-
-    /// Gradients of one rank that wait for the updates right behind them, or updates of a wave that
-    /// ask for their blocks at once.
-    pub fn window(&self) -> usize {
-        (self.slots.grads - self.carried).min(WINDOW as u32) as usize
     }
 
     /// The slot classes of one rank.

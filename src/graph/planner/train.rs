@@ -36,8 +36,9 @@ pub struct TrainShape {
     pub exact_idle: bool,
     /// What becomes of the states: with clipping every update is carried over.
     pub spread: Spread,
-    /// How many gradients may wait in memory for the updates right behind them, and how many
-    /// updates that were carried over ask for their blocks at once.
+    /// How many gradients there may be at once when nothing is clipped.
+    pub grad_slots: usize,
+    /// How many updates may ask for their blocks at once.
     pub window: usize,
     /// Updates run on the optimizer's own lane instead of the executor.
     pub optimizer_lane: Lane,
@@ -62,10 +63,11 @@ pub struct TrainPlanner {
     pending_update: HashMap<(usize, usize), NodeId>,
     dense_update: Option<NodeId>,
     commit: Option<NodeId>,
-    /// The last updates right behind their gradients, as many as the window holds.
-    window: VecDeque<NodeId>,
-    /// Those of the step before that were carried over: each makes room for a gradient.
-    carried: VecDeque<NodeId>,
+    /// The last updates, as many as the window holds.
+    asking: VecDeque<NodeId>,
+    /// The updates of which each will free a gradient's slot, oldest first, without those that
+    /// some gradient waits for already.
+    consuming: VecDeque<NodeId>,
     /// Gradients of this step that are carried over.
     fresh: usize,
 }
@@ -92,8 +94,8 @@ impl TrainPlanner {
             pending_update: HashMap::new(),
             dense_update: None,
             commit: None,
-            window: VecDeque::new(),
-            carried: VecDeque::new(),
+            asking: VecDeque::new(),
+            consuming: VecDeque::new(),
             fresh: 0,
             shape,
         }

@@ -41,8 +41,7 @@ impl Forecast {
             })
             .transpose()?;
         let rehearsal = Rehearsal::of(config, load)?;
-        // Checksums and the kernel's part of io take a core from the executor, whose other threads
-        // wait for that one.
+        // Io takes a core from the executor, whose other threads wait for that one.
         let io_cpu = disk.map_or(0.0, |disk| disk.cpu * (read + written) as f64);
         let compute_seconds = rehearsal.seconds() + io_cpu;
         let io = |moved: Moved| disk.map_or(0.0, |disk| disk.seconds(moved.read, moved.written));

@@ -1,6 +1,6 @@
 //! The second half of a step: backward nodes and updates, added once every route is known.
 
-use super::{Ahead, BlockId, Lane, Need, NodeId, Plan, TrainPlanner, Use, VecDeque, Work};
+use super::{Ahead, BlockId, Lane, Need, NodeId, Plan, TrainPlanner, Use, Work};
 
 impl TrainPlanner {
     pub(super) fn add_backward(&mut self, plan: &mut Plan) {
@@ -82,13 +82,11 @@ impl TrainPlanner {
     /// is at the `bottom` layer.
     fn add_carried(&mut self, plan: &mut Plan, bottom: Vec<NodeId>) {
         self.fresh = 0;
-        let mut wave = Wave::new(self.shape.window, bottom);
         for layer in 0..self.shape.layers {
             for expert in self.used(layer) {
                 if self.is_carried(layer, expert) {
-                    let id = self.add_update(plan, layer, expert, wave.deps(), self.updates);
-                    wave.push(id);
-                    self.carried.push_back(id);
+                    let deps = bottom.clone();
+                    self.add_update(plan, layer, expert, deps, self.updates);
                 }
             }
         }
@@ -115,12 +113,8 @@ impl TrainPlanner {
         let mut deps = vec![start];
         if !self.shape.clipped {
             // A gradient that no norm waits for is not worth spilling: wait for a slot.
-            let (waiting, room) = match carried {
-                true => (&mut self.carried, self.shape.spread.carried - self.fresh),
-                false => (&mut self.window, self.shape.window.max(1)),
-            };
-            if waiting.len() >= room {
-                deps.extend(waiting.pop_front());
+            if self.consuming.len() + self.fresh >= self.shape.grad_slots.max(1) {
+                deps.extend(self.consuming.pop_front());
             }
             self.fresh += usize::from(carried);
         }
@@ -128,8 +122,7 @@ impl TrainPlanner {
         let work = Work::ExpertGrad { layer, expert };
         let grad = self.node_with(plan, work, Lane::Compute, due, deps, needs, None);
         if !carried {
-            let id = self.add_update(plan, layer, expert, vec![grad], self.updates + 1);
-            self.window.push_back(id);
+            self.add_update(plan, layer, expert, vec![grad], self.updates + 1);
         }
         grad
     }
@@ -142,7 +135,7 @@ impl TrainPlanner {
         expert: usize,
         mut deps: Vec<NodeId>,
         number: u64,
-    ) -> NodeId {
+    ) {
         let next = self.step + 1;
         let needs = vec![
             Need {
@@ -158,6 +151,10 @@ impl TrainPlanner {
             Need { block: BlockId::grad(layer, expert), access: Use::Consume, next_use: u64::MAX },
         ];
         deps.extend(self.commit);
+        // What asked for its blocks long before its turn would take the room of others.
+        if self.asking.len() >= self.shape.window.max(1) {
+            deps.extend(self.asking.pop_front());
+        }
         let due = match self.is_carried(layer, expert) {
             true => (self.time.update(self.step, layer, true), expert as u64),
             // Right behind its gradient.
@@ -166,9 +163,12 @@ impl TrainPlanner {
         let (work, lane) = (Work::Update { layer, expert, number }, self.shape.optimizer_lane);
         let id = self.node_with(plan, work, lane, due, deps, needs, None);
         self.pending_update.insert((layer, expert), id);
+        self.asking.push_back(id);
+        if !self.shape.clipped {
+            self.consuming.push_back(id);
+        }
         let local = self.local(expert);
         self.applied[layer][local] = number;
-        id
     }
 
     /// The norm is known: the wave of updates, or, when it is not finite, none.
@@ -176,14 +176,12 @@ impl TrainPlanner {
         if finite {
             self.updates += 1;
         }
-        let mut wave = Wave::new(self.shape.window, vec![]);
         for layer in 0..self.shape.layers {
             let at = self.time.update(self.step, layer, true);
             for expert in self.used(layer) {
                 let due = (at, expert as u64);
                 if finite {
-                    let id = self.add_update(plan, layer, expert, wave.deps(), self.updates);
-                    wave.push(id);
+                    self.add_update(plan, layer, expert, vec![], self.updates);
                     continue;
                 }
                 let needs = vec![Need {
@@ -221,32 +219,5 @@ impl TrainPlanner {
                 }
             }
         }
-    }
-}
-
-/// Updates in the order of the next forward pass, some of which ask for their blocks at once: what
-/// asked for a block long before its turn would take the room of others.
-struct Wave {
-    start: Vec<NodeId>,
-    last: VecDeque<NodeId>,
-    width: usize,
-}
-
-impl Wave {
-    /// The first `width` begin after `start`.
-    fn new(width: usize, start: Vec<NodeId>) -> Self {
-        Self { start, last: VecDeque::new(), width: width.max(1) }
-    }
-
-    /// What the next update waits for.
-    fn deps(&mut self) -> Vec<NodeId> {
-        match self.last.len() < self.width {
-            true => self.start.clone(),
-            false => self.last.pop_front().into_iter().collect(),
-        }
-    }
-
-    fn push(&mut self, id: NodeId) {
-        self.last.push_back(id);
     }
 }
