@@ -6,7 +6,8 @@ use crate::base::{Error, Result};
 use crate::config::Config;
 use crate::model::config::{ModelConfig, Precision};
 use crate::model::dense::DenseModel;
-use crate::model::expert::{self, ExpertShape, ExpertView};
+use crate::model::expert::{self, ExpertView};
+use crate::model::gate::{Assignments, GateContext, RouterStats, gate_backward};
 use crate::model::kernels::parallel::{Threads, set_threads};
 use crate::model::optim::{Optimizer, StepRate, Update};
 use crate::model::params::DenseParams;
@@ -21,8 +22,10 @@ const PATIENCE: Duration = Duration::from_millis(150);
 const MOST_RUNS: usize = 15;
 /// Tokens of a piece; what has more is timed with these and multiplied.
 const MOST_TOKENS: usize = 4096;
-/// Expert blocks that take turns, so that caches hold no more of them than in a run.
-const TURNS: usize = 4;
+/// Bytes of expert blocks that take turns, so that caches hold little more of them than in a run.
+const IN_TURN: u64 = 96 << 20;
+/// How many these are at least and at most.
+const TURNS: (u64, u64) = (4, 64);
 
 /// Seconds of a step, by what they are spent on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -30,6 +33,7 @@ pub struct Rehearsal {
     pub experts: f64,
     pub updates: f64,
     pub layers: f64,
+    pub gates: f64,
     pub head: f64,
 }
 
@@ -52,7 +56,7 @@ impl Rehearsal {
     }
 
     pub fn seconds(&self) -> f64 {
-        self.experts + self.updates + self.layers + self.head
+        self.experts + self.updates + self.layers + self.gates + self.head
     }
 
     fn here(config: &Config, load: &Load) -> Result<Self> {
@@ -68,11 +72,12 @@ impl Rehearsal {
         let timed = sequences.min((MOST_TOKENS / load.seq).max(1));
         let more = sequences as f64 / timed as f64;
         let used = (c.experts as f64).min((micro * c.top_k) as f64);
-        let update = update_seconds(config, load.shape)?;
+        let update = update_seconds(config, load)?;
         Ok(Self {
             experts: expert_seconds(load, rows)? * (all_rows as f64 / rows as f64) * used * passes,
             updates: update * experts.min(used * passes),
             layers: layer_seconds(load, timed)? * more * passes,
+            gates: gate_seconds(config, load, timed)? * more * passes,
             head: head_seconds(load, timed)? * more * load.micro_batches as f64,
         })
     }
@@ -89,9 +94,18 @@ struct Block {
     len: usize,
 }
 
+/// Zeros whose pages are there: in a run all slots soon are.
+fn touched<T: Copy + Default + From<u8>>(len: usize) -> Vec<T> {
+    let mut values = vec![T::from(1); len];
+    // Else the compiler asks the system for zeros, which come page by page at first use.
+    std::hint::black_box(&mut values);
+    values.fill(T::default());
+    values
+}
+
 impl Block {
     fn new(len: u64) -> Self {
-        Self { bytes: vec![0; len as usize + 64], len: len as usize }
+        Self { bytes: touched(len as usize + 64), len: len as usize }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -100,20 +114,28 @@ impl Block {
     }
 }
 
+/// How many blocks of so many bytes take turns: no more than a rank has.
+fn turns(load: &Load, bytes: u64) -> usize {
+    let blocks = (load.config.layers * load.config.experts / load.ranks) as u64;
+    let (least, most) = TURNS;
+    (IN_TURN / bytes.max(1)).clamp(least, most).min(blocks).max(1) as usize
+}
+
 /// One expert forward and backward over `rows` rows, with the gathering and returning of rows.
 fn expert_seconds(load: &Load, rows: usize) -> Result<f64> {
     let shape = load.shape;
     let kind = shape.precision.kind();
     let (n, h) = (rows as i64, shape.hidden as i64);
-    let mut weights: Vec<Block> = (0..TURNS).map(|_| Block::new(shape.weights_bytes())).collect();
-    let mut grads: Vec<Vec<f32>> = (0..TURNS).map(|_| vec![0f32; shape.elements()]).collect();
+    let turns = turns(load, shape.weights_bytes() + shape.grad_bytes());
+    let mut weights: Vec<Block> = (0..turns).map(|_| Block::new(shape.weights_bytes())).collect();
+    let mut grads: Vec<Vec<f32>> = (0..turns).map(|_| touched(shape.elements())).collect();
     let all = Tensor::f_ones([n * 4, h], (kind, Device::Cpu))?;
     let take = Tensor::f_arange(n, (Kind::Int64, Device::Cpu))?.f_mul_scalar(4)?;
     let mut out = all.f_zeros_like()?;
     let w_n = Tensor::f_ones([n], (Kind::Float, Device::Cpu))?;
     let mut turn = 0;
     median(|| {
-        turn = (turn + 1) % TURNS;
+        turn = (turn + 1) % turns;
         let view = ExpertView::new(shape, weights[turn].bytes())?;
         tch::no_grad(|| {
             let x_nh = all.f_index_select(0, &take)?;
@@ -130,16 +152,18 @@ fn expert_seconds(load: &Load, rows: usize) -> Result<f64> {
 }
 
 /// One expert's update.
-fn update_seconds(config: &Config, shape: ExpertShape) -> Result<f64> {
+fn update_seconds(config: &Config, load: &Load) -> Result<f64> {
+    let shape = load.shape;
     let optimizer = model_of::optimizer(config);
-    let mut blocks: Vec<(Block, Block)> = (0..TURNS)
+    let turns = turns(load, shape.weights_bytes() + shape.state_bytes());
+    let mut blocks: Vec<(Block, Block)> = (0..turns)
         .map(|_| (Block::new(shape.weights_bytes()), Block::new(shape.state_bytes())))
         .collect();
     let grad = vec![1e-3f32; shape.elements()];
     let steps = [StepRate { step: 1, lr: 1e-4 }];
     let mut turn = 0;
     median(|| {
-        turn = (turn + 1) % TURNS;
+        turn = (turn + 1) % turns;
         let (weights, state) = &mut blocks[turn];
         let update = Update {
             steps: &steps,
@@ -186,6 +210,27 @@ fn layer_seconds(load: &Load, sequences: usize) -> Result<f64> {
         let dy = dy.f_to_kind(Kind::Float)?;
         let dlogits = zeros(&out.logits_te)?;
         model.layer_backward(tape, &dh, dy, &dlogits).map(drop)
+    })
+}
+
+/// One layer's routing of so many sequences, with its backward.
+fn gate_seconds(config: &Config, load: &Load, sequences: usize) -> Result<f64> {
+    let experts = load.config.experts as i64;
+    let mut gate = model_of::gate(config, &load.config)?;
+    let tokens = (sequences * load.seq) as i64;
+    let float = (Kind::Float, Device::Cpu);
+    let logits = Tensor::f_arange(tokens * experts, float)?.f_sin()?.f_view([tokens, experts])?;
+    let dw = Tensor::f_ones([tokens, gate.top_k() as i64], float)?;
+    let ctx = GateContext { layer: 0, step: 1, seed: 0, train: true, first_token: 0 };
+    median(|| {
+        let selection = tch::no_grad(|| {
+            let selection = gate.select(&ctx, &logits)?;
+            Assignments::new(&selection, load.config.experts)?;
+            RouterStats::of(gate.as_ref(), &logits, &selection)?;
+            drop(gate.weights(&logits, &selection)?);
+            Ok::<_, Error>(selection)
+        })?;
+        gate_backward(gate.as_ref(), &logits, &selection, &dw, None, 0.0).map(drop)
     })
 }
 
