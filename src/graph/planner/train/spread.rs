@@ -29,7 +29,7 @@ impl Spread {
 
 /// How many of the first `n` are hit where `count` of `of` are, as evenly as can be.
 fn hits(n: usize, count: usize, of: usize) -> usize {
-    if of == 0 { 0 } else { n * count.min(of) / of }
+    (n * count.min(of)).checked_div(of).unwrap_or(0)
 }
 
 fn is_hit(index: usize, count: usize, of: usize) -> bool {
