@@ -114,11 +114,13 @@ impl Block {
     }
 }
 
-/// How many blocks of so many bytes take turns: no more than a rank has.
+/// How many blocks of so many bytes take turns: no more than a rank has, nor, but for the least, than
+/// fit into the memory of its slots, which hold nothing yet.
 fn turns(load: &Load, bytes: u64) -> usize {
     let blocks = (load.config.layers * load.config.experts / load.ranks) as u64;
     let (least, most) = TURNS;
-    (IN_TURN / bytes.max(1)).clamp(least, most).min(blocks).max(1) as usize
+    let fitting = IN_TURN.min(load.host) / bytes.max(1);
+    fitting.clamp(least, most).min(blocks).max(1) as usize
 }
 
 /// One expert forward and backward over `rows` rows, with the gathering and returning of rows.
