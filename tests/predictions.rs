@@ -67,11 +67,17 @@ fn a_machine_is_measured_once_and_foretells_what_runs_then_measure() {
     assert!(!error.contains("run `semoe doctor`"), "{error}");
     assert!(above_zero(&json(&report)["forecast"]["tokens_per_s"]));
 
-    let bench = ["bench", "--model", &model, "-p", "4", "-n", "4", "-r", "1"];
-    let (status, _, error) = semoe(&cache, &[&bench[..], &["--json", report_text]].concat());
+    let bench =
+        [["bench", "--model", &model, "-p", "4"], ["-n", "4", "-r", "1", "--decode=drawn,greedy"]];
+    let bench = bench.concat();
+    let (status, table, error) = semoe(&cache, &[&bench[..], &["--json", report_text]].concat());
     assert_eq!(status, Some(0), "{error}");
     assert!(error.contains("a token        forecast    measured"), "{error}");
     assert!(above_zero(&json(&report)["forecast"]["tokens_per_s"]));
+    let rows = json(&report)["rows"].as_array().unwrap().clone();
+    let tests: Vec<&str> = rows.iter().map(|row| row["test"].as_str().unwrap()).collect();
+    assert_eq!(tests, ["prompt 4", "decode 4", "greedy 4"], "{table}");
+    assert_eq!(json(&report)["decode_tokens_per_s"], rows[1]["tokens_per_s"]);
 }
 
 fn plans_from_headers(cache: &Path, model: &str, report: &Path) {

@@ -4,9 +4,10 @@
     llama.py FILE --quantize TYPE --to OUT
 
 Every test is taken once to warm up and then `--repeats` times; none begins after S seconds, so that
-at least one time counts. Tokens are the likeliest ones after a prompt of one token. The file is
-mapped, as llama.cpp does by default; --repack, for a model that stays in memory, has weights laid out
-anew where llama.cpp has faster kernels for that, and two prompts read first.
+at least one time counts. Tokens follow a prompt of one token: "decode" takes drawn ones, as llama-bench
+does, "greedy" the likeliest. The file is mapped, as llama.cpp does by default; --repack, for a model that
+stays in memory, has weights laid out anew where llama.cpp has faster kernels for that, and two prompts
+read first.
 """
 
 import argparse
@@ -75,14 +76,23 @@ def prompt(seed, length):
     return length
 
 
-def generate(seed, count):
+def generate(seed, count, choose):
     decode(draws(seed, 1))
     start = time.perf_counter()
     made = 0
     while made < count and (made == 0 or time.perf_counter() - begun < given.seconds):
-        decode([likeliest()])
+        decode([choose(made)])
         made += 1
     return made, time.perf_counter() - start
+
+
+def drawn(seed, count):
+    tokens = draws(2000 + seed, count)
+    return generate(seed, count, lambda made: tokens[made])
+
+
+def greedy(seed, count):
+    return generate(seed, count, lambda made: likeliest())
 
 
 if given.repack:
@@ -93,7 +103,8 @@ if given.repack:
 begun = time.perf_counter()
 tests = {f"prompt {length}": (prompt, length) for length in prompts}
 if given.tokens:
-    tests[f"decode {given.tokens}"] = (generate, given.tokens)
+    tests[f"decode {given.tokens}"] = (drawn, given.tokens)
+    tests[f"greedy {given.tokens}"] = (greedy, given.tokens)
 rates = {}
 for name, (test, size) in tests.items():
     begun = time.perf_counter()

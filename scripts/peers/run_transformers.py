@@ -31,15 +31,24 @@ def draws(seed, length):
     return torch.randint(vocab, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
-def generate(seed, count):
+def generate(seed, count, choose):
     """Tokens made and seconds taken after a prompt of one token."""
     found = model(input_ids=draws(seed, 1), use_cache=True)
     start, made = time.perf_counter(), 0
     while made < count and (made == 0 or time.perf_counter() - begun < given.seconds):
-        ids = found.logits[:, -1].argmax(-1, keepdim=True)
+        ids = choose(made, found)
         found = model(input_ids=ids, past_key_values=found.past_key_values, use_cache=True)
         made += 1
     return made, time.perf_counter() - start
+
+
+def drawn(seed, count):
+    tokens = draws(2000 + seed, count)
+    return generate(seed, count, lambda made, found: tokens[:, made : made + 1])
+
+
+def greedy(seed, count):
+    return generate(seed, count, lambda made, found: found.logits[:, -1].argmax(-1, keepdim=True))
 
 
 def prompt(seed, length):
@@ -49,7 +58,8 @@ def prompt(seed, length):
 
 
 tests = {f"prompt {length}": (prompt, int(length)) for length in given.prompts.split(",")}
-tests[f"decode {given.tokens}"] = (generate, given.tokens)
+tests[f"decode {given.tokens}"] = (drawn, given.tokens)
+tests[f"greedy {given.tokens}"] = (greedy, given.tokens)
 rates = {}
 with torch.inference_mode():
     for name, (test, size) in tests.items():

@@ -51,7 +51,7 @@ ours() {
     say "$name"
     cold
     "${wrap[@]}" "$semoe" bench --model "$model" --context 640 -p $prompts -n $tokens \
-        "${memory[@]}" --json "$work/$name.json" >&2
+        --decode drawn,greedy "${memory[@]}" --json "$work/$name.json" >&2
 }
 
 # llama NAME BYTES FILE [--repack]
@@ -63,7 +63,7 @@ llama() {
         --tokens $tokens --threads "$(nproc)" --seconds "$patience" "$@"
 }
 
-"$semoe" doctor >&2
+"$semoe" doctor --json "$work/doctor.json" >&2
 for kind in bf16 Q8_0 Q4_0; do
     model=$files/$kind.gguf
     [ $kind != bf16 ] || model=$files/bf16

@@ -9,7 +9,7 @@ use crate::infer::generator::Generator;
 use crate::infer::memory::peak_memory;
 use crate::infer::options::Settings;
 use crate::infer::sampler::Sampling;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -26,12 +26,26 @@ pub struct BenchArgs {
     /// Tokens to make after a prompt of one token.
     #[arg(long, short = 'n', default_value_t = 64)]
     tokens: usize,
+    /// Which tokens those are: drawn at random, as llama-bench's, or greedy: the likeliest ones. Figures of
+    /// the first are the report's.
+    #[arg(long, value_delimiter = ',', default_value = "drawn", value_name = "TOKENS")]
+    decode: Vec<Tokens>,
     /// Times that each is measured, after one time that is not.
     #[arg(long, short = 'r', default_value_t = 3)]
     repeats: usize,
     /// Also write the table as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// What follows the prompt when tokens are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tokens {
+    /// Tokens drawn from the whole vocabulary: experts change as they do in a text that goes on. What
+    /// llama-bench decodes.
+    Drawn,
+    /// The likeliest token each time. A model without training soon repeats itself.
+    Greedy,
 }
 
 /// One test, the median of its repeats by time.
@@ -89,15 +103,21 @@ impl BenchArgs {
         self.fill(&mut generator)?;
         let mut rows = Vec::new();
         for length in self.prompts.iter().copied().filter(|length| *length > 0) {
-            let passes = self.median(&mut generator, length, 0)?;
+            let passes = self.median(&mut generator, length, Tokens::Drawn, 0)?;
             rows.push(Row::new(format!("prompt {length}"), &passes));
         }
         let prompt = rows.last().map_or(0.0, |row: &Row| row.tokens_per_s);
-        let mut decode = Passes::default();
-        if self.tokens > 0 {
-            decode = self.median(&mut generator, 1, self.tokens)?;
-            rows.push(Row::new(format!("decode {}", self.tokens), &decode));
+        let mut decode = None;
+        for kind in self.decode.iter().copied().filter(|_| self.tokens > 0) {
+            let passes = self.median(&mut generator, 1, kind, self.tokens)?;
+            let name = match kind {
+                Tokens::Drawn => "decode",
+                Tokens::Greedy => "greedy",
+            };
+            rows.push(Row::new(format!("{name} {}", self.tokens), &passes));
+            decode.get_or_insert(passes);
         }
+        let decode = decode.unwrap_or_default();
         output::print(&table(&rows))?;
         let settings = generator.settings().clone();
         let work = generator.workload().clone();
@@ -146,12 +166,22 @@ impl BenchArgs {
         Ok(())
     }
 
-    fn median(&self, generator: &mut Generator, length: usize, most: usize) -> Result<Passes> {
+    fn median(
+        &self,
+        generator: &mut Generator,
+        length: usize,
+        tokens: Tokens,
+        most: usize,
+    ) -> Result<Passes> {
         let mut measured = Vec::with_capacity(self.repeats);
         for repeat in 0..=self.repeats {
             let vocab = generator.config().vocab as u64;
-            let text = draws(repeat as u64, length, vocab);
+            let mut text = draws(repeat as u64, length + most, vocab);
+            let given = text.split_off(length);
             let mut job = generator.job(text, Sampling::greedy(), most);
+            if tokens == Tokens::Drawn {
+                job.given = given;
+            }
             job.ends.clear();
             generator.take_figures()?;
             generator.run(vec![job], |_| Ok(()))?;

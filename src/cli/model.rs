@@ -34,7 +34,7 @@ pub struct ModelArgs {
     /// Type of the keys and values that are kept: f32 or bf16.
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     pub kv: String,
-    /// Type of activations in products with bf16 weights: f32, bf16, or auto: the processor's fastest.
+    /// Type of activations in products with bf16 and FP8 weights: f32, bf16, or auto: the processor's fastest.
     #[arg(long, default_value = "auto", value_name = "TYPE")]
     pub activations: String,
     /// What leaves the cache of experts: adaptive, lfu, lru, se-moe, planned [default: adaptive].

@@ -263,6 +263,7 @@ impl Generator {
             id: self.next_job,
             prompt,
             sampling,
+            given: Vec::new(),
             most,
             ends: self.source.config().eos.clone(),
             stop: Arc::new(AtomicBool::new(false)),
@@ -347,7 +348,8 @@ impl Generator {
             .with("tokens", job.prompt.len())
             .with("context", context));
         }
-        if let Some(token) = job.prompt.iter().find(|t| **t as usize >= self.config().vocab) {
+        let mut tokens = job.prompt.iter().chain(&job.given);
+        if let Some(token) = tokens.find(|t| **t as usize >= self.config().vocab) {
             return Err(Error::input("a prompt has a token that the model does not know")
                 .with("token", token)
                 .with("vocabulary", self.config().vocab));

@@ -30,7 +30,7 @@ pub struct Options {
     pub threads: usize,
     /// Type of the keys and values that are kept.
     pub kv: KvType,
-    /// Type that activations have in products with bf16 weights; None: the processor's fastest.
+    /// Type that activations have in products with bf16 and FP8 weights; None: the processor's fastest.
     pub activations: Option<Activations>,
     pub policy: PolicyConfig,
     pub predictor: PredictorKind,
@@ -153,7 +153,7 @@ pub struct Effective {
     pub io: IoEffective,
     /// Encodings of the experts' weights, as they are in the file.
     pub weights: Vec<String>,
-    /// Activations have this type in products with bf16 weights; they are f32 elsewhere, and are
+    /// Activations have this type in products with bf16 and FP8 weights; they are f32 elsewhere, and are
     /// rounded to int8 by groups for integer weights.
     pub activations: &'static str,
     /// The instructions that products use.
@@ -194,8 +194,8 @@ impl fmt::Display for Settings {
             "  numbers   weights {}, activations {}, keys and values {kv}",
             weights.join(" + "),
             match *activations {
-                "f32" => "f32",
-                _ => "f32, rounded to bf16 for bf16 weights",
+                "f32" => "f32".to_owned(),
+                _ => format!("f32, rounded to bf16 for {} weights", Activations::rounded_for()),
             },
         )?;
         write!(

@@ -17,7 +17,9 @@ pub struct Job {
     /// At least one token.
     pub prompt: Vec<u32>,
     pub sampling: Sampling,
-    /// Tokens to make at most; 0 only reads the prompt.
+    /// Tokens that follow the prompt whatever the logits say; sampling begins after them.
+    pub given: Vec<u32>,
+    /// Tokens to make at most, given ones among them; 0 only reads the prompt.
     pub most: usize,
     /// Tokens that end the text; they are told, and nothing after them.
     pub ends: Vec<u32>,

@@ -349,10 +349,13 @@ impl DecodeStage {
             self.end(seat, Reason::Length);
             return Ok(());
         }
-        let token = sequence
-            .sampler
-            .choose(logits, position + 1)
-            .map_err(|error| error.with("sequence", id).with("position", position))?;
+        let token = match sequence.job.given.get(sequence.made) {
+            Some(token) => *token,
+            None => sequence
+                .sampler
+                .choose(logits, position + 1)
+                .map_err(|error| error.with("sequence", id).with("position", position))?,
+        };
         sequence.sampler.note(token);
         sequence.tokens.push(token);
         sequence.made += 1;

@@ -70,6 +70,27 @@ fn in_bf16_neither_budget_nor_chunks_nor_company_change_a_text() {
     }
 }
 
+/// Given tokens stand where made ones would: what follows them is what follows a prompt with them, and a
+/// text that a sampler made is made again when it is given.
+#[test]
+fn given_tokens_are_a_text_like_made_ones() {
+    let mut generator = Generator::open(&options("olmoe", Some(3), 1)).unwrap();
+    let mut make = |prompt: &[u32], given: &[u32], most| {
+        let mut job = generator.job(prompt.to_vec(), Sampling::greedy(), most);
+        job.ends.clear();
+        job.given = given.to_vec();
+        text_of(&mut generator, job)
+    };
+    let (prompt, given) = ([5, 17, 3], [40, 8, 2, 61]);
+    let text = make(&prompt, &given, 9);
+    assert_eq!(text[..4], given);
+    assert_eq!(text[4..], make(&[prompt.as_slice(), &given].concat(), &[], 5));
+    assert_eq!(make(&prompt, &given, 2), given[..2]);
+    let free = make(&prompt, &[], 9);
+    assert_ne!(free, text);
+    assert_eq!(make(&prompt, &free[..6], 9), free);
+}
+
 #[test]
 fn neither_chunks_nor_threads_nor_the_disk_nor_the_policy_change_a_text() {
     let prompts = prompts(2);

@@ -4,6 +4,8 @@
 //! is not finite gives results that are not finite.
 
 use super::aligned::Aligned;
+#[cfg(target_arch = "x86_64")]
+use super::e4m3;
 use super::encoding::{Encoding, SUPER};
 use super::pool::{Disjoint, Pool};
 #[cfg(target_arch = "x86_64")]
@@ -55,6 +57,8 @@ impl Form {
             #[cfg(target_arch = "x86_64")]
             Encoding::Bf16 if level >= Level::Amx && tiles::fits(cols) => return Self::Tiles,
             Encoding::Bf16 if level >= Level::Avx512Bf16 => return Self::Pairs,
+            #[cfg(target_arch = "x86_64")]
+            Encoding::Fp8 if level >= Level::Avx512Bf16 && e4m3::fits() => return Self::Pairs,
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 | Encoding::Fp8 => return Self::Blocks,
             Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 => 32,
             Encoding::Q4K | Encoding::Q6K => SUPER,

@@ -5,7 +5,8 @@
 //! one order of sums, whatever N is, and one treatment of the activations:
 //!
 //! * floats (F32, F16, BF16, FP8) are decoded to f32 and multiplied in f32 (`floats`, `columns`);
-//! * BF16 that meets [`Activations::Bf16`] is multiplied in pairs and summed in f32 (`pairs`; with AMX `tiles`);
+//! * BF16 and FP8 that meet [`Activations::Bf16`] are multiplied in pairs and summed in f32 (`pairs`, with AMX
+//!   `tiles`; `e4m3`);
 //! * integers (Q8_0, Q4_0, Q4_K, Q6_K, MXFP4, `Int8`, `Int4`) meet activations rounded to int8
 //!   by groups, for one row as for a thousand (`ints`; with AVX-512 VNNI `sets`): their sums within a
 //!   group, or a set of sixteen columns, are exact.
@@ -14,7 +15,7 @@
 //!
 //! ```text
 //! x [N, K] ──input──▶ f32 in blocks | bf16 | int8 in groups ─┐
-//! W as it lies ──────────────────────────────────────────────┴─product──▶ floats | columns | pairs | tiles | ints | sets ──▶ out [N, M]
+//! W as it lies ──────────────────────────────────────────────┴─product──▶ floats | columns | pairs | tiles | e4m3 | ints | sets ──▶ out [N, M]
 //!                                     (tasks of rows of W, on the threads of pool)
 //! ```
 
@@ -22,6 +23,8 @@ mod aligned;
 mod blocks;
 mod columns;
 mod decode;
+#[cfg(target_arch = "x86_64")]
+mod e4m3;
 mod encoding;
 mod expert;
 mod experts;

@@ -15,14 +15,14 @@ use std::arch::x86_64::{
 /// Columns of a block.
 const K_BLOCK: usize = 4096;
 /// Up to this many rows of x the weights' bytes are what takes the time.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 /// Rows of x that stay in the second-level cache while rows of W pass.
 const PANEL: usize = 32;
 /// Rows of a tile, of W and of x: sixteen accumulators.
-const TILE: usize = 4;
+pub(super) const TILE: usize = 4;
 /// Of many rows of x: so many of W, which stay in the first-level cache, by so many of x, which pass.
-const WIDE: usize = 8;
-const NARROW: usize = 2;
+pub(super) const WIDE: usize = 8;
+pub(super) const NARROW: usize = 2;
 
 /// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
 pub(super) struct Call {
@@ -124,31 +124,51 @@ unsafe fn blocks<const R: usize, const C: usize, const AHEAD: bool>(
             let x = call.x.add(c * call.x_stride + start);
             let next = call.w.wrapping_add(next * call.row_bytes + start * 2);
             let acc = tile::<R, C, AHEAD>(w, x, call.x_stride, len, next);
-            for j in 0..C {
-                for first in (0..R).step_by(TILE) {
-                    let mut four = [zero(); TILE];
-                    for r in first..R.min(first + TILE) {
-                        four[r - first] = acc[r][j];
-                    }
-                    let sums = sums(four);
-                    let out = call.out.add((c + j) * call.out_stride);
-                    let replace = start == 0 && !call.add;
-                    if R == WIDE {
-                        // These rows of W are neighbours, and so are their outputs.
-                        let out = out.add(rows[first]);
-                        let sums = if replace { sums } else { _mm_add_ps(_mm_loadu_ps(out), sums) };
-                        _mm_storeu_ps(out, sums);
-                        continue;
-                    }
-                    let sums = std::mem::transmute::<__m128, [f32; TILE]>(sums);
-                    for r in first..R.min(first + TILE) {
-                        let out = out.add(rows[r]);
-                        *out = if replace { sums[r - first] } else { *out + sums[r - first] };
-                    }
+            emit(call, rows, c, start == 0, &acc);
+        }
+        start += K_BLOCK;
+    }
+}
+
+/// Adds the lanes of a block's sums to the outputs; the first block's replace what is there unless `add`.
+/// [`WIDE`] rows are neighbours.
+///
+/// # Safety
+/// As [`run`]; rows `c..c + C` of x exist.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn emit<const R: usize, const C: usize>(
+    call: &Call,
+    rows: [usize; R],
+    c: usize,
+    first: bool,
+    acc: &[[__m512; C]; R],
+) {
+    let replace = first && !call.add;
+    for j in 0..C {
+        for at in (0..R).step_by(TILE) {
+            let mut four = [zero(); TILE];
+            for r in at..R.min(at + TILE) {
+                four[r - at] = acc[r][j];
+            }
+            let sums = sums(four);
+            // SAFETY: the outputs are this thread's.
+            unsafe {
+                let out = call.out.add((c + j) * call.out_stride);
+                if R == WIDE {
+                    // These rows of W are neighbours, and so are their outputs.
+                    let out = out.add(rows[at]);
+                    let sums = if replace { sums } else { _mm_add_ps(_mm_loadu_ps(out), sums) };
+                    _mm_storeu_ps(out, sums);
+                    continue;
+                }
+                let sums = std::mem::transmute::<__m128, [f32; TILE]>(sums);
+                for r in at..R.min(at + TILE) {
+                    let out = out.add(rows[r]);
+                    *out = if replace { sums[r - at] } else { *out + sums[r - at] };
                 }
             }
         }
-        start += K_BLOCK;
     }
 }
 

@@ -7,7 +7,7 @@ use super::pool::Disjoint;
 use super::simd::Level;
 use super::{columns, floats, ints};
 #[cfg(target_arch = "x86_64")]
-use super::{pairs, sets, tiles};
+use super::{e4m3, pairs, sets, tiles};
 
 /// Bytes of W below which a task costs more to hand out than to do.
 const LEAST_BYTES: usize = 16 << 10;
@@ -156,6 +156,10 @@ pub(super) unsafe fn rows_from(
                 out_stride,
                 add,
             };
+            if w.encoding == Encoding::Fp8 {
+                let (scales, scale_stride) = (w.scales.as_ptr(), k.div_ceil(FP8_TILE));
+                return e4m3::run(&e4m3::Call { pairs: call, scales, scale_stride });
+            }
             return pairs::run(&call);
         }
         #[cfg(target_arch = "x86_64")]

@@ -26,7 +26,7 @@ pub(super) struct Scratch {
     pub bias: Vec<f32>,
 }
 
-/// The type that activations have in products with bf16 weights.
+/// The type that activations have in products with bf16 and FP8 weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activations {
     F32,
@@ -64,6 +64,15 @@ impl Activations {
     /// The same in words.
     pub fn instructions(self) -> &'static str {
         self.level().name()
+    }
+
+    /// The weights that activations of bf16 are rounded for, on this processor.
+    pub fn rounded_for() -> &'static str {
+        #[cfg(target_arch = "x86_64")]
+        if super::e4m3::fits() {
+            return "bf16 and FP8";
+        }
+        "bf16"
     }
 
     pub fn name(self) -> &'static str {

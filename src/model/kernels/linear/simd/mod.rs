@@ -9,6 +9,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+pub mod e4m3;
+#[cfg(target_arch = "x86_64")]
 pub mod pairs;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -112,7 +114,7 @@ pub enum Level {
     Avx512,
     /// AVX-512 with VNNI: integers are multiplied by the kernels of [`super::sets`].
     Avx512Vnni,
-    /// And with products of bf16 pairs: activations are rounded to bf16 for bf16 weights.
+    /// And with products of bf16 pairs: activations are rounded to bf16 for bf16 and FP8 weights.
     Avx512Bf16,
     /// And with tiles of them (AMX).
     Amx,
