@@ -62,7 +62,8 @@ programs read the same file; in bf16 semoe reads the safetensors and llama.cpp a
 tensors. "4 GiB" is a memory cgroup around the whole process; llama.cpp maps its file, with a
 readahead {(work / 'readahead').read_text().strip()}. Prompts are tokens drawn at random. "decode" takes 64
 tokens after one, drawn too, as llama-bench does; "greedy" takes the likeliest token each time, of which a
-model with random weights soon repeats a few, so that few experts are asked for.
+model with random weights soon repeats a few, so that few experts are asked for. Keys and values have 16
+bits: f16 in llama.cpp, bf16 in the others.
 The page cache was empty before each run. What stays in memory was filled with prompts first; every test
 ran once to warm up and then up to three times, of which the median counts; a peer's first time counts
 where it was the fastest. Figures beside decoding: bytes read a token, share of experts found in memory,

@@ -41,7 +41,8 @@ for kind in bf16 Q8_0 Q4_0; do stat -c %s "$files/$kind.gguf" >"$work/$kind.byte
 # under a limit, which does not pay for them.
 cold() { sync; echo 3 >/proc/sys/vm/drop_caches; }
 
-# ours NAME BYTES MODEL: semoe bench; NAME.json gets its report.
+# ours NAME BYTES MODEL: semoe bench with keys and values of 16 bits, as the peers have, and room for as many
+# positions; NAME.json gets its report.
 ours() {
     local name=$1 bytes=$2 model=$3 wrap=() memory=()
     if [ "$bytes" != 0 ]; then
@@ -50,7 +51,7 @@ ours() {
     fi
     say "$name"
     cold
-    "${wrap[@]}" "$semoe" bench --model "$model" --context 640 -p $prompts -n $tokens \
+    "${wrap[@]}" "$semoe" bench --model "$model" --context 528 --kv bf16 -p $prompts -n $tokens \
         --decode drawn,greedy "${memory[@]}" --json "$work/$name.json" >&2
 }
 

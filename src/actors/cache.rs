@@ -91,12 +91,13 @@ impl Cache {
     }
 
     /// Pins for reading those of `blocks` that are resident, all at one moment: so none of them
-    /// makes room for another. `held[i]` answers for `blocks[i]`. `now` is the planner's hour;
-    /// what was foreseen for an earlier one and did not come is forgotten. Not for states, which may
+    /// makes room for another. `held[i]` answers for `blocks[i]`. `now` is the planner's hour, `next_use`
+    /// when they are used after it; what was foreseen for an earlier one and did not come is forgotten. Not for states, which may
     /// be resident before their checksum was compared.
     pub fn hold_resident(
         self: &Arc<Self>,
         now: u64,
+        next_use: u64,
         blocks: &[BlockId],
         held: &mut Vec<Option<Held>>,
     ) {
@@ -106,7 +107,7 @@ impl Cache {
         for block in blocks {
             inner.leases += 1;
             let ticket = TICKETLESS | inner.leases;
-            let slot = inner.hierarchy.lease_resident(ticket, *block, u64::MAX);
+            let slot = inner.hierarchy.lease_resident(ticket, *block, next_use);
             // A slot of the hierarchy is one of the arena's: both are made of the same classes.
             let bytes = slot.and_then(|slot| self.arena.slot(slot).ok());
             held.push(bytes.map(|bytes| Held { cache: Arc::clone(self), block: *block, bytes }));

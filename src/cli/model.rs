@@ -58,6 +58,10 @@ pub struct ModelArgs {
     /// Record the accesses to experts here, for `semoe cache replay`.
     #[arg(long, value_name = "FILE")]
     pub accesses: Option<PathBuf>,
+    /// Write what the last passes did and waited for here: a picture if it ends in .svg, else a trace for
+    /// ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    pub timeline: Option<PathBuf>,
 }
 
 impl ModelArgs {
@@ -77,6 +81,7 @@ impl ModelArgs {
             activations: activations(&self.activations)?,
             predictor: self.predictor,
             accesses: self.accesses.clone(),
+            timeline: self.timeline.clone(),
             warm: self.warm,
             ..Options::new(&self.model)
         };

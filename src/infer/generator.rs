@@ -21,15 +21,16 @@
 
 use super::figures::Figures;
 use super::forecast::Workload;
-use super::foresight::{PredictorKind, Tally};
+use super::foresight::Tally;
 use super::habits::Habits;
-use super::headers::encodings;
-use super::memory::{MemoryPlan, Needs};
+use super::memory::MemoryPlan;
 use super::opened::Opened;
-use super::options::{Effective, Options, Requested, Settings, kv_name};
+use super::options::Options;
 use super::sampler::Sampling;
 use super::session::{Inbox, Job, Said, WhileOpen};
+use super::settings::Settings;
 use super::stage::{DecodeStage, Parts};
+use super::timeline::Keeper;
 use crate::actors::backing::Backing;
 use crate::actors::cache::Cache;
 use crate::actors::link::{Alarm, RankEvent};
@@ -40,7 +41,6 @@ use crate::actors::spans::Spans;
 use crate::actors::stage::{MakeStage, Stage};
 use crate::base::clock::RealClock;
 use crate::base::ledger::Ledger;
-use crate::base::units::Bytes;
 use crate::base::{Error, Part, Result};
 use crate::graph::planner::decode::DecodePlanner;
 use crate::graph::{Credits, EngineConfig, Lane, Schedule};
@@ -51,7 +51,6 @@ use crate::model::kernels::linear::Activations;
 use crate::storage::arena::Arena;
 use crate::storage::hierarchy::{Hierarchy, SlotClass};
 use crate::text::tokenizer::Tokenizer;
-use crate::trace::{Recorder, RecorderOptions};
 use crossbeam_channel::{Receiver, select, unbounded};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -66,6 +65,7 @@ pub struct Generator {
     source: Arc<Source>,
     index: Option<PathBuf>,
     habits: Arc<Mutex<Habits>>,
+    timeline: Keeper,
     tokenizer: Option<Arc<Tokenizer>>,
     settings: Settings,
     ledger: Ledger,
@@ -98,7 +98,7 @@ impl Generator {
     pub fn open_on(options: &Options, wrap: impl FnOnce(Disk) -> Disk) -> Result<Self> {
         let opened = Opened::new(options)?;
         let Opened { source, index, config, files, needs, plan, workload } = opened;
-        let MemoryPlan { ledger, slots } = plan;
+        let slots = plan.slots;
         let (context, threads) = (needs.context, needs.threads);
         let class = SlotClass { part: Part::Weights, slot_bytes: needs.slot_bytes, slots };
         let tokenizer = source.tokenizer().ok().map(Arc::new);
@@ -111,8 +111,9 @@ impl Generator {
         let io = wrap(io);
         let habits = Habits::known(&config, options.predictor.counts_follows(), index.as_deref());
         let warm = options.warm.then(|| habits.hottest(slots as usize));
-        let mut settings = settings(options, &needs, &ledger, &io, slots, huge_pages, &source);
-        settings.effective.warm = warm.as_ref().map(|blocks| blocks.len() as u32);
+        let recalled = warm.as_ref().map(|blocks| blocks.len() as u32);
+        let settings = Settings::new(options, &needs, &plan, &io, huge_pages, recalled, &source);
+        let MemoryPlan { ledger, embedding_in_file, .. } = plan;
         let habits = Arc::new(Mutex::new(habits));
         let cache = Cache::new(Hierarchy::new(&[class], &options.policy)?, arena);
         let inbox = Arc::new(Inbox::default());
@@ -121,7 +122,10 @@ impl Generator {
         let tally: Arc<Mutex<Tally>> = Arc::default();
         let tallied = Arc::clone(&tally);
 
-        let forward = Forward::load(&config, source.as_ref())?;
+        let forward = match embedding_in_file {
+            true => Forward::load_but_embedding(&config, source.as_ref())?,
+            false => Forward::load(&config, source.as_ref())?,
+        };
         let make = |_| KvCache::new(&config, context, options.kv);
         let caches: Vec<KvCache> = (0..options.sequences).map(make).collect();
         let parts = (Arc::clone(&source), Arc::clone(&files), Arc::clone(&cache));
@@ -151,8 +155,7 @@ impl Generator {
             })
         });
         let origin = Instant::now();
-        let recorder =
-            Recorder::new(RecorderOptions { enabled: false, ..RecorderOptions::default() }, origin);
+        let timeline = Keeper::new(options, origin);
         let rank = rank::start(RankSpec {
             rank: 0,
             clock: RealClock::since(origin),
@@ -167,7 +170,7 @@ impl Generator {
             mailbox: config.experts * 4 + 4096,
             patience: PATIENCE,
             events: sender,
-            spans: Spans::new(recorder.for_rank(0)),
+            spans: Spans::new(timeline.recorder().for_rank(0)),
             accesses: options.accesses.clone().map(|path| AccessTrace { path, until: u64::MAX }),
         })?;
         if let Some(blocks) = warm {
@@ -177,6 +180,7 @@ impl Generator {
             source,
             index,
             habits,
+            timeline,
             tokenizer,
             settings,
             ledger,
@@ -377,6 +381,7 @@ impl Generator {
         }
         let joined = rank.join();
         result.and(joined)?;
+        self.timeline.write(self.source.path())?;
         let Self { cache, habits, index, figures, .. } = self;
         // The slots make room for the index.
         drop(cache);
@@ -392,52 +397,4 @@ fn gone() -> Error {
 fn credits() -> Credits {
     // The executor's queue is as deep as a layer's misses: what has arrived runs without a pause.
     Credits::uniform(8).with(Lane::Compute, 4).with(Lane::Control, 1 << 20)
-}
-
-fn settings(
-    options: &Options,
-    needs: &Needs,
-    ledger: &Ledger,
-    io: &Disk,
-    slots: u32,
-    huge_pages: bool,
-    source: &Source,
-) -> Settings {
-    let activations = options.activations.unwrap_or_else(Activations::best);
-    Settings {
-        requested: Requested {
-            memory: options.memory,
-            policy: options.policy.kind.name(),
-            predictor: options.predictor,
-            io_engine: format!("{:?}", options.io.engine).to_lowercase(),
-            direct: format!("{:?}", options.io.direct).to_lowercase(),
-            threads: options.threads,
-            context: options.context,
-            kv: kv_name(options.kv),
-            activations: options.activations.map_or("auto", Activations::name),
-            warm: options.warm,
-        },
-        effective: Effective {
-            memory: Bytes(ledger.total()),
-            policy: options.policy.kind.name(),
-            predictor: match slots < needs.blocks {
-                true => options.predictor,
-                false => PredictorKind::None,
-            },
-            io: io.service().effective().clone(),
-            weights: encodings(source),
-            activations: activations.name(),
-            instructions: activations.instructions(),
-            kv: kv_name(options.kv),
-            threads: needs.threads,
-            context: needs.context,
-            sequences: options.sequences,
-            chunk: options.chunk,
-            slots,
-            blocks: needs.blocks,
-            warm: None,
-            slot_bytes: needs.slot_bytes,
-            huge_pages,
-        },
-    }
 }

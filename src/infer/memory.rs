@@ -2,6 +2,7 @@
 
 use super::mix::Mix;
 use super::options::Options;
+use super::timeline;
 use crate::base::ledger::Ledger;
 use crate::base::units::Bytes;
 use crate::base::{Error, ErrorKind, Result};
@@ -13,8 +14,9 @@ use crate::model::forward::{Forward, KvCache};
 pub struct Needs {
     /// The process as it is before anything is loaded.
     pub program: u64,
-    /// Dense weights as they are kept.
+    /// Dense weights as they are kept, and how much of that is an embedding that may stay in its file.
     pub dense: u64,
+    pub embedding: u64,
     pub slot_bytes: u64,
     /// Experts of all layers.
     pub blocks: u32,
@@ -31,6 +33,8 @@ pub struct Needs {
 pub struct MemoryPlan {
     pub ledger: Ledger,
     pub slots: u32,
+    /// The embedding stays in its file: experts stream, and each that is in memory saves reading one.
+    pub embedding_in_file: bool,
 }
 
 /// What loading keeps for each byte of a `tokenizer.json`, as measured: its maps and merges.
@@ -46,47 +50,69 @@ impl MemoryPlan {
     /// # Errors
     /// `Budget` with the smallest figure that works.
     pub fn new(config: &ModelConfig, needs: &Needs, options: &Options) -> Result<Self> {
-        let mut ledger = Ledger::default();
-        ledger.add("program", needs.program, "held before anything is loaded");
-        ledger.add(
-            "dense weights",
-            needs.dense,
-            "attention, norms, shared experts, embedding, head",
-        );
-        let kv = KvCache::bytes(config, needs.context, options.kv) * options.sequences as u64;
-        let note = format!("{} sequences of {} positions", options.sequences, needs.context);
-        ledger.add("keys and values", kv, note);
-        let rows = options.chunk.max(options.sequences);
-        let note = format!("rows of {rows} tokens, logits");
-        let buffers = activations(config, rows, needs, options.sequences);
-        ledger.add("activations", buffers, note);
-        let index =
-            u64::from(needs.blocks) * 320 + needs.tokenizer * TOKENIZER_FACTOR + needs.predictor;
-        ledger.add("index and tokenizer", index, "places of the blocks, vocabulary, predictor");
-        let threads = THREADS + (64 << 10) * needs.threads as u64;
-        ledger.add("threads and io", threads, "stacks, queues, rings");
-        ledger.add("allocator", HEAP, "what the heap keeps beyond what is in use");
-
-        let others = ledger.total();
         let most = u64::from(options.slots.unwrap_or(needs.blocks).min(needs.blocks));
-        let whole = others + needs.slot_bytes * most;
+        let held = others(config, needs, options, false);
         let budget = match options.memory {
             Some(memory) => memory.0,
-            None => whole.min(free_memory()? / 10 * 9 + needs.program),
+            None => (held.total() + needs.slot_bytes * most)
+                .min(free_memory()? / 10 * 9 + needs.program),
         };
-        let slots = budget.saturating_sub(others) / needs.slot_bytes.max(1);
+        let slots_beside = |others: &Ledger| {
+            (budget.saturating_sub(others.total()) / needs.slot_bytes.max(1)).min(most)
+        };
+        let streams = slots_beside(&held) < u64::from(needs.blocks);
+        let embedding_in_file = streams && needs.embedding > 0;
+        let mut ledger =
+            if embedding_in_file { others(config, needs, options, true) } else { held };
+        let slots = slots_beside(&ledger);
         if slots == 0 && needs.blocks > 0 {
             let text = "the memory is too small for this model: give --memory at least the \
                         smallest that works, or fewer sequences, a shorter context, smaller chunks";
             return Err(Error::new(ErrorKind::Budget, text)
                 .with("memory", Bytes(budget))
-                .with("smallest", mebibytes_up(others + needs.slot_bytes)));
+                .with("smallest", mebibytes_up(ledger.total() + needs.slot_bytes)));
         }
-        let slots = slots.min(most) as u32;
         let note = format!("{slots} of {} blocks of {}", needs.blocks, Bytes(needs.slot_bytes));
-        ledger.add("expert slots", needs.slot_bytes * u64::from(slots), note);
-        Ok(Self { ledger, slots })
+        ledger.add("expert slots", needs.slot_bytes * slots, note);
+        Ok(Self { ledger, slots: slots as u32, embedding_in_file })
     }
+}
+
+/// All but the experts.
+fn others(
+    config: &ModelConfig,
+    needs: &Needs,
+    options: &Options,
+    embedding_in_file: bool,
+) -> Ledger {
+    let mut ledger = Ledger::default();
+    ledger.add("program", needs.program, "held before anything is loaded");
+    let (dense, note) = match embedding_in_file {
+        true => (
+            needs.dense - needs.embedding,
+            "attention, norms, shared experts, head; a token's row of the embedding is read",
+        ),
+        false => (needs.dense, "attention, norms, shared experts, embedding, head"),
+    };
+    ledger.add("dense weights", dense, note);
+    let kv = KvCache::bytes(config, needs.context, options.kv) * options.sequences as u64;
+    let note = format!("{} sequences of {} positions", options.sequences, needs.context);
+    ledger.add("keys and values", kv, note);
+    let rows = options.chunk.max(options.sequences);
+    let note = format!("rows of {rows} tokens, logits");
+    let buffers = activations(config, rows, needs, options.sequences);
+    ledger.add("activations", buffers, note);
+    let index =
+        u64::from(needs.blocks) * 320 + needs.tokenizer * TOKENIZER_FACTOR + needs.predictor;
+    ledger.add("index and tokenizer", index, "places of the blocks, vocabulary, predictor");
+    let threads = THREADS + (64 << 10) * needs.threads as u64;
+    ledger.add("threads and io", threads, "stacks, queues, rings");
+    let spans = timeline::recorded(options).bytes();
+    if spans > 0 {
+        ledger.add("timeline", spans, "what the last passes did");
+    }
+    ledger.add("allocator", HEAP, "what the heap keeps beyond what is in use");
+    ledger
 }
 
 /// A size that can be given on the command line and is enough.
@@ -102,7 +128,7 @@ fn activations(config: &ModelConfig, rows: usize, needs: &Needs, sequences: usiz
     // the output.
     let products = 3 * h.max(width) + 3 * width + h;
     let floats = rows * (2 * h + products) + 3 * sequences * config.vocab;
-    Forward::buffer_bytes(config, rows, needs.context, needs.threads)
+    Forward::buffer_bytes(config, rows, sequences, needs.context, needs.threads)
         + Mix::bytes(rows, config.top_k, h)
         + 4 * floats as u64
 }
@@ -174,6 +200,7 @@ mod tests {
         Needs {
             program: 100 << 20,
             dense: 10 << 20,
+            embedding: 4 << 20,
             slot_bytes: 1 << 20,
             blocks: 16,
             context: 128,
@@ -202,6 +229,20 @@ mod tests {
             assert!(plan.ledger.total() <= memory, "{}", plan.ledger);
         }
         assert_eq!(plan(smallest + (100 << 20)).unwrap().slots, 16);
+    }
+
+    #[test]
+    fn the_embedding_stays_in_its_file_while_experts_stream() {
+        let all = plan(1 << 30).unwrap();
+        assert!(all.slots == 16 && !all.embedding_in_file);
+        // Without room for one more: what the embedding takes is worth four blocks.
+        let fewer = plan(all.ledger.total() - (8 << 20)).unwrap();
+        assert!(fewer.slots == 12 && fewer.embedding_in_file, "{}", fewer.ledger);
+        let tied = Needs { embedding: 0, ..needs() };
+        let memory = Some(Bytes(all.ledger.total() - (8 << 20)));
+        let options = Options { memory, ..Options::new("x") };
+        let plan = MemoryPlan::new(&config(), &tied, &options).unwrap();
+        assert!(plan.slots == 8 && !plan.embedding_in_file, "{}", plan.ledger);
     }
 
     #[test]

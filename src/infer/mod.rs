@@ -39,6 +39,8 @@ pub mod perplexity;
 pub mod plan;
 pub mod sampler;
 pub mod session;
+pub mod settings;
 mod stage;
 pub mod stream;
+mod timeline;
 pub mod verify;

@@ -60,6 +60,7 @@ impl Opened {
         let needs = Needs {
             program,
             dense: Forward::resident_bytes(&config, source.as_ref())?,
+            embedding: Forward::embedding_bytes(&config, source.as_ref())?,
             slot_bytes: files.slot_bytes(),
             blocks: files.len() as u32,
             context,

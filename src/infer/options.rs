@@ -1,4 +1,4 @@
-//! What is asked of a generator, and what was put in place.
+//! What is asked of a generator.
 
 use super::foresight::PredictorKind;
 use super::opening;
@@ -6,10 +6,8 @@ use crate::base::units::Bytes;
 use crate::base::{Error, Result};
 use crate::model::forward::KvType;
 use crate::model::kernels::linear::Activations;
-use crate::storage::disk::{IoEffective, IoOptions};
+use crate::storage::disk::IoOptions;
 use crate::storage::policy::PolicyConfig;
-use serde::Serialize;
-use std::fmt;
 use std::path::PathBuf;
 
 /// What is asked.
@@ -37,6 +35,8 @@ pub struct Options {
     pub io: IoOptions,
     /// Where the accesses of the run are recorded, for `semoe cache replay`.
     pub accesses: Option<PathBuf>,
+    /// Where the timeline of the last passes is written in the end: a picture (.svg), or Chrome's trace.
+    pub timeline: Option<PathBuf>,
     /// Use at most so many slots, whatever the memory.
     pub slots: Option<u32>,
     /// Begin with the experts that were used most before.
@@ -61,6 +61,7 @@ impl Options {
             predictor: PredictorKind::GateLookahead,
             io: IoOptions::default(),
             accesses: None,
+            timeline: None,
             slots: None,
             warm: false,
             index: opening::cache_folder(),
@@ -119,89 +120,5 @@ pub fn activations(name: &str) -> Result<Option<Activations>> {
         _ => {
             Err(Error::config(format!("\"{name}\" is no type for activations: auto, f32 or bf16")))
         }
-    }
-}
-
-/// What was asked and what was put in place, for people and for programs.
-#[derive(Debug, Clone, Serialize)]
-pub struct Settings {
-    pub requested: Requested,
-    pub effective: Effective,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct Requested {
-    pub memory: Option<Bytes>,
-    pub policy: &'static str,
-    pub predictor: PredictorKind,
-    pub io_engine: String,
-    pub direct: String,
-    pub threads: usize,
-    pub context: usize,
-    pub kv: &'static str,
-    pub activations: &'static str,
-    pub warm: bool,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct Effective {
-    /// Bytes that the plan takes, at most the promise.
-    pub memory: Bytes,
-    pub policy: &'static str,
-    /// What guesses; none where everything is resident and nothing is left to guess.
-    pub predictor: PredictorKind,
-    pub io: IoEffective,
-    /// Encodings of the experts' weights, as they are in the file.
-    pub weights: Vec<String>,
-    /// Activations have this type in products with bf16 and FP8 weights; they are f32 elsewhere, and are
-    /// rounded to int8 by groups for integer weights.
-    pub activations: &'static str,
-    /// The instructions that products use.
-    pub instructions: &'static str,
-    pub kv: &'static str,
-    pub threads: usize,
-    pub context: usize,
-    pub sequences: usize,
-    pub chunk: usize,
-    pub slots: u32,
-    pub blocks: u32,
-    /// Experts that were read because earlier runs used them most; None: it was not asked for.
-    pub warm: Option<u32>,
-    pub slot_bytes: u64,
-    pub huge_pages: bool,
-}
-
-impl fmt::Display for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Effective { policy, io, weights, activations, kv, threads, .. } = &self.effective;
-        let e = &self.effective;
-        let held = if e.slots >= e.blocks { "all resident" } else { "streaming" };
-        let pages = if e.huge_pages { "huge pages" } else { "plain pages" };
-        let guess = e.predictor.name();
-        writeln!(
-            f,
-            "  experts   {} of {} in memory ({held}), policy {policy}, predictor {guess}",
-            e.slots, e.blocks
-        )?;
-        match e.warm {
-            None => {}
-            Some(0) => writeln!(f, "  warm      no: nothing is known of earlier runs")?,
-            Some(warm) => writeln!(f, "  warm      {warm} experts that earlier runs used most")?,
-        }
-        writeln!(f, "  io        {io}")?;
-        writeln!(
-            f,
-            "  numbers   weights {}, activations {}, keys and values {kv}",
-            weights.join(" + "),
-            match *activations {
-                "f32" => "f32".to_owned(),
-                _ => format!("f32, rounded to bf16 for {} weights", Activations::rounded_for()),
-            },
-        )?;
-        write!(
-            f,
-            "  compute   {threads} threads ({}), context {}, {} sequences, chunks of {}, {pages}",
-            e.instructions, e.context, e.sequences, e.chunk
-        )
     }
 }

@@ -16,7 +16,7 @@ use crate::actors::cache::{Cache, Held};
 use crate::actors::rank::Herald;
 use crate::actors::stage::{Incoming, Outcome, PassNumbers, Stage};
 use crate::base::{BlockId, Error, Result};
-use crate::graph::planner::decode::hour;
+use crate::graph::planner::decode::{hour, next_use};
 use crate::graph::planner::{Fact, Task, Work as Node};
 use crate::model::checkpoint::Source;
 use crate::model::forward::{Forward, KvCache, Routes, Row};
@@ -173,13 +173,15 @@ impl DecodeStage {
         self.blocks.clear();
         self.blocks.extend(self.chosen.iter().map(|expert| BlockId::weights(layer, *expert)));
         let now = hour(config.layers, task.step, layer);
-        self.parts.cache.hold_resident(now, &self.blocks, &mut self.held);
+        let choices = self.pass.rows.len() * config.top_k;
+        let next_use = next_use(config.layers, task.step, layer, choices, config.experts);
+        self.parts.cache.hold_resident(now, next_use, &self.blocks, &mut self.held);
         let absent = self.blocks.iter().zip(&self.held).filter(|(_, held)| held.is_none());
         let experts: Vec<usize> = absent.map(|(block, _)| usize::from(block.expert)).collect();
         let missing = !experts.is_empty();
         if missing {
             self.foresight.asks(experts.len());
-            self.parts.herald.tell(task, Fact::Missing { layer, experts });
+            self.parts.herald.tell(task, Fact::Missing { layer, experts, next_use });
         }
         missing
     }

@@ -34,18 +34,36 @@ pub fn hour(layers: usize, step: Step, layer: usize) -> u64 {
     step * (layers as u64 + 1) + layer as u64
 }
 
+/// Choices for each expert of a layer from which on a pass is taken for a sweep over the blocks.
+const SWEEP: usize = 4;
+
+/// When an expert that `layer` chose in `step` is used next, as far as that is known: where the rows of a pass
+/// make many more `choices` than a layer has experts, the next pass will want most of them again.
+pub fn next_use(layers: usize, step: Step, layer: usize, choices: usize, experts: usize) -> u64 {
+    let sweeps = choices >= SWEEP * experts;
+    if sweeps { hour(layers, step + 1, layer) } else { u64::MAX }
+}
+
 impl DecodePlanner {
     pub fn new(layers: usize) -> Self {
         Self { layers, next_id: 0, step: 0, pass: Pass::Forward(0), advance: 0 }
     }
 
-    fn node(&mut self, plan: &mut Plan, work: Work, due: u64, deps: Vec<NodeId>) -> NodeId {
+    /// Adds a node; the block of an expert is used next at `next_use`.
+    fn node(
+        &mut self,
+        plan: &mut Plan,
+        work: Work,
+        due: u64,
+        next_use: u64,
+        deps: Vec<NodeId>,
+    ) -> NodeId {
         let id = self.next_id;
         self.next_id += 1;
         let needs: Vec<Need> = match work {
             Work::Expert { layer, expert } => {
                 let block = BlockId::weights(layer, expert);
-                vec![Need { block, access: Use::Read, next_use: u64::MAX }]
+                vec![Need { block, access: Use::Read, next_use }]
             }
             _ => vec![],
         };
@@ -74,7 +92,7 @@ impl Planner for DecodePlanner {
     fn begin(&mut self, step: Step, pass: Pass, plan: &mut Plan) {
         (self.step, self.pass) = (step, pass);
         let due = self.hour(0);
-        self.advance = self.node(plan, Work::Advance { layer: 0 }, due, vec![]);
+        self.advance = self.node(plan, Work::Advance { layer: 0 }, due, u64::MAX, vec![]);
     }
 
     fn on_news(&mut self, task: Task, fact: &Fact, plan: &mut Plan) {
@@ -82,16 +100,16 @@ impl Planner for DecodePlanner {
             return;
         }
         match fact {
-            Fact::Missing { layer, experts } => {
+            Fact::Missing { layer, experts, next_use } => {
                 let due = self.hour(*layer);
                 let mut deps = vec![self.advance];
                 for &expert in experts {
                     let work = Work::Expert { layer: *layer, expert };
-                    deps.push(self.node(plan, work, due, vec![]));
+                    deps.push(self.node(plan, work, due, *next_use, vec![]));
                 }
                 let next = layer + 1;
-                self.advance =
-                    self.node(plan, Work::Advance { layer: next }, self.hour(next), deps);
+                let (work, due) = (Work::Advance { layer: next }, self.hour(next));
+                self.advance = self.node(plan, work, due, u64::MAX, deps);
             }
             Fact::Likely { layer, experts } => {
                 let use_at = self.hour(*layer);
@@ -136,8 +154,10 @@ mod tests {
         engine.on(0, Event::Add(std::mem::take(&mut plan.nodes)), &mut commands).unwrap();
         assert_eq!(issued(&mut commands), [(0, Work::Advance { layer: 0 })]);
 
-        let missing = Fact::Missing { layer: 1, experts: vec![4, 2] };
+        let missing = Fact::Missing { layer: 1, experts: vec![4, 2], next_use: 77 };
         planner.on_news(advance(0), &missing, &mut plan);
+        let needs = plan.nodes[..2].iter().flat_map(|node| &node.kind.needs);
+        assert_eq!(needs.map(|need| need.next_use).collect::<Vec<_>>(), [77, 77]);
         engine.on(1, Event::Add(std::mem::take(&mut plan.nodes)), &mut commands).unwrap();
         assert!(matches!(commands[..], [Command::Acquire(1), Command::Acquire(2)]));
         commands.clear();

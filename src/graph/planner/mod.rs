@@ -135,8 +135,9 @@ pub enum Fact {
     Totals { finite: bool },
     /// Whether the global gradient norm is finite.
     Norm { finite: bool },
-    /// Experts that a layer chose and that are not resident: certain to be needed now.
-    Missing { layer: usize, experts: Vec<usize> },
+    /// Experts that a layer chose and that are not resident: certain to be needed now, and next at
+    /// `next_use` (`u64::MAX` if that is not known).
+    Missing { layer: usize, experts: Vec<usize>, next_use: u64 },
     /// Experts that a layer will likely choose, and that are not resident.
     Likely { layer: usize, experts: Vec<usize> },
     /// The pass came to its end.

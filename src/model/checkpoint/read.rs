@@ -3,7 +3,7 @@
 use super::source::Source;
 use super::table::{Found, Piece, RowOrder};
 use crate::base::{Error, Result};
-use crate::model::forward::{Tensors, matrix_shape};
+use crate::model::forward::{StoredRows, Tensors, matrix_shape};
 use crate::model::kernels::linear::{AlignedBytes, Encoding, Matrix, OwnedMatrix};
 use rustix::fs::Advice;
 use std::num::NonZeroU64;
@@ -38,6 +38,17 @@ impl Tensors for Source {
         let matrix = OwnedMatrix { encoding, rows, cols, transposed: false, data, scales };
         matrix.view().check()?;
         Ok(matrix)
+    }
+
+    fn rows(&self, name: &str, shape: &[usize]) -> Result<Option<StoredRows>> {
+        let Found { encoding, data, .. } = self.table().weight(name, shape)?;
+        let (_, cols) = matrix_shape(shape);
+        match self.files().get(data.piece.file) {
+            Some(path) if data.rows == RowOrder::Plain => {
+                StoredRows::open(path, data.piece.offset, encoding, cols)
+            }
+            _ => Ok(None),
+        }
     }
 }
 

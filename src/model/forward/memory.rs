@@ -1,6 +1,6 @@
 //! What the forward pass takes in memory, known before anything is loaded.
 
-use super::tensors::{Tensors, matrix_shape};
+use super::tensors::{Tensors, Weights, matrix_shape};
 use crate::base::Result;
 use crate::model::config::ModelConfig;
 use crate::model::family::{Slot, dense_tensors};
@@ -12,6 +12,16 @@ use crate::model::kernels::linear::Encoding;
 /// cannot be divided between heads as it is.
 pub(super) fn resident_bytes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<u64> {
     Ok(kept(config, tensors)?.iter().map(|(_, _, bytes)| bytes).sum())
+}
+
+/// Bytes of an embedding that may stay in its file.
+pub(super) fn embedding_bytes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<u64> {
+    let weights = Weights::new(config, tensors);
+    if config.tie_embeddings || weights.rows(None, Slot::Embed)?.is_none() {
+        return Ok(0);
+    }
+    let embedding = kept(config, tensors)?.into_iter().filter(|(slot, ..)| *slot == Slot::Embed);
+    Ok(embedding.map(|(_, _, bytes)| bytes).sum())
 }
 
 /// Bytes of dense weights that a token reads, by the encoding in which they are kept: all but the
@@ -45,18 +55,19 @@ fn kept(config: &ModelConfig, tensors: &dyn Tensors) -> Result<Vec<(Slot, Encodi
     Ok(all)
 }
 
-/// Most bytes that the buffers of calls of at most `rows` rows come to, over caches of at most
-/// `positions`, on `threads` threads. The products' own scratch is apart.
+/// Most bytes that the buffers of calls of at most `rows` rows of `sequences` come to, over caches of at
+/// most `positions`, on `threads` threads. The products' own scratch is apart.
 pub(super) fn buffer_bytes(
     config: &ModelConfig,
     rows: usize,
+    sequences: usize,
     positions: usize,
     threads: usize,
 ) -> u64 {
     let kv_heads = if config.latent.is_some() { 1 } else { config.kv_heads };
     let group = config.heads / kv_heads;
-    // Rows of as many sequences need most passes: none shares one.
-    let passes = rows * kv_heads * group.div_ceil(QUERIES);
+    // Queries of one sequence share passes; the last one of each may be short.
+    let passes = kv_heads * ((rows * group).div_ceil(QUERIES) + sequences.min(rows));
     let (key, value) = match &config.latent {
         Some(latent) => (latent.kv_rank + latent.rope, latent.kv_rank),
         None => (config.head_dim, config.head_dim),

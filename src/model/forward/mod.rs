@@ -17,6 +17,7 @@
 
 mod attention;
 mod cache;
+mod embedding;
 mod latent;
 mod memory;
 mod mlp;
@@ -27,17 +28,19 @@ mod tensors;
 mod tests;
 
 pub use cache::{KvCache, KvType};
+pub use embedding::StoredRows;
 pub use router::Routes;
 pub use rows::{Row, each_row};
 pub use tensors::{Tensors, matrix_shape};
 
 use super::config::ModelConfig;
 use super::family::Slot;
-use super::kernels::linear::{Encoding, OwnedMatrix, Work, decode_row, linear};
+use super::kernels::linear::{Encoding, OwnedMatrix, Work, linear};
 use super::kernels::rows::rms_norm;
 use super::rotary::{Angles, Rotary};
 use crate::base::{Error, Result};
 use attention::{Attention, Call, sized};
+use embedding::Embedding;
 use mlp::Tail;
 use rows::{Run, divide};
 use std::cell::RefCell;
@@ -53,6 +56,7 @@ struct Layer {
 /// Buffers of a call, kept from one to the next.
 #[derive(Default)]
 struct Buffers {
+    embedding: Vec<u8>,
     normed: Vec<f32>,
     runs: Vec<Run>,
     angles: Angles,
@@ -64,7 +68,7 @@ struct Buffers {
 /// A model's dense weights, and what is computed with them.
 pub struct Forward {
     config: ModelConfig,
-    embed: OwnedMatrix,
+    embed: Embedding,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
     /// None where tied to the embedding.
@@ -79,19 +83,33 @@ impl Forward {
     /// # Errors
     /// Input, by name, for tensors that are missing, misshapen or in an unknown encoding.
     pub fn load(config: &ModelConfig, tensors: &dyn Tensors) -> Result<Self> {
-        config.validate()?;
         let weights = Weights::new(config, tensors);
+        Self::with(config, &weights, Embedding::held(&weights)?)
+    }
+
+    /// As [`Forward::load`], but the embedding stays in its file where that can be
+    /// ([`Forward::embedding_bytes`]), and each token reads its row.
+    ///
+    /// # Errors
+    /// As [`Forward::load`].
+    pub fn load_but_embedding(config: &ModelConfig, tensors: &dyn Tensors) -> Result<Self> {
+        let weights = Weights::new(config, tensors);
+        Self::with(config, &weights, Embedding::stored(config, &weights)?)
+    }
+
+    fn with(config: &ModelConfig, weights: &Weights<'_>, embed: Embedding) -> Result<Self> {
+        config.validate()?;
         let layer = |layer: usize| -> Result<Layer> {
             Ok(Layer {
                 input_norm: weights.need_floats(Some(layer), Slot::InputNorm)?,
-                attention: Attention::load(config, &weights, layer)?,
+                attention: Attention::load(config, weights, layer)?,
                 post_norm: weights.need_floats(Some(layer), Slot::PostNorm)?,
-                tail: Tail::load(config, &weights, layer)?,
+                tail: Tail::load(config, weights, layer)?,
             })
         };
         Ok(Self {
             config: config.clone(),
-            embed: weights.need(None, Slot::Embed)?,
+            embed,
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
             final_norm: weights.need_floats(None, Slot::FinalNorm)?,
             head: weights.matrix(None, Slot::Head)?,
@@ -108,6 +126,14 @@ impl Forward {
         memory::resident_bytes(config, tensors)
     }
 
+    /// How much less [`Forward::load_but_embedding`] keeps: 0 where the embedding has to be in memory.
+    ///
+    /// # Errors
+    /// As [`Forward::resident_bytes`].
+    pub fn embedding_bytes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<u64> {
+        memory::embedding_bytes(config, tensors)
+    }
+
     /// Bytes of dense weights that a token reads, by the encoding in which they are kept, from
     /// headers alone: all but the embedding, of which it takes a row unless the head is tied to it.
     ///
@@ -120,15 +146,16 @@ impl Forward {
         memory::active_bytes(config, tensors)
     }
 
-    /// Most bytes that buffers come to in calls of at most `rows` rows over caches of at most
-    /// `positions`, on `threads` threads; scratch of the products is apart.
+    /// Most bytes that buffers come to in calls of at most `rows` rows of `sequences` over caches of at
+    /// most `positions`, on `threads` threads; scratch of the products is apart.
     pub fn buffer_bytes(
         config: &ModelConfig,
         rows: usize,
+        sequences: usize,
         positions: usize,
         threads: usize,
     ) -> u64 {
-        memory::buffer_bytes(config, rows, positions, threads)
+        memory::buffer_bytes(config, rows, sequences, positions, threads)
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -138,9 +165,10 @@ impl Forward {
     /// Embeddings of `tokens`, `x_th` `[T,H]`.
     ///
     /// # Errors
-    /// Input for a token outside the vocabulary.
+    /// Input for a token outside the vocabulary; Io if its row cannot be read.
     pub fn embed(&self, tokens: &[u32], x_th: &mut [f32]) -> Result<()> {
         self.fits("embed", tokens.len(), x_th)?;
+        let bytes = &mut self.buffers.borrow_mut().embedding;
         for (token, x) in tokens.iter().zip(x_th.chunks_mut(self.config.hidden)) {
             let row = *token as usize;
             if row >= self.config.vocab {
@@ -149,7 +177,7 @@ impl Forward {
                     self.config.vocab
                 )));
             }
-            decode_row(&self.embed.view(), row, x)?;
+            self.embed.decode(row, bytes, x)?;
         }
         Ok(())
     }
@@ -257,7 +285,7 @@ impl Forward {
             rms_norm(x, &self.final_norm, self.config.norm_eps as f32, normed);
         }
         logits.resize(rows.len() * self.config.vocab, 0.0);
-        let head = self.head.as_ref().unwrap_or(&self.embed);
+        let head = self.head.as_ref().map_or_else(|| self.embed.matrix(), Ok)?;
         linear(&head.view(), normed, logits, false, work)
     }
 

@@ -1,5 +1,6 @@
 //! Where the dense weights come from: tensors by their Hugging Face names, as they are encoded.
 
+use super::embedding::StoredRows;
 use crate::base::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::family::{DenseTensor, Slot, dense_tensors};
@@ -23,6 +24,14 @@ pub trait Tensors {
     /// # Errors
     /// As [`Tensors::encoding`]; Io if the disk fails.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<OwnedMatrix>;
+
+    /// The rows of a tensor that stays where it is stored; None where they cannot be read one by one.
+    ///
+    /// # Errors
+    /// As [`Tensors::encoding`]; Io if the file cannot be opened.
+    fn rows(&self, _name: &str, _shape: &[usize]) -> Result<Option<StoredRows>> {
+        Ok(None)
+    }
 }
 
 /// Rows and columns of a tensor: a vector is one row.
@@ -78,6 +87,12 @@ impl<'a> Weights<'a> {
     pub(super) fn matrix(&self, layer: Option<usize>, slot: Slot) -> Result<Option<OwnedMatrix>> {
         let Some(tensor) = self.by_slot.get(&(layer, slot)) else { return Ok(None) };
         self.tensors.tensor(&tensor.name, &tensor.shape).map(Some)
+    }
+
+    /// The rows of a matrix that stays where it is stored, where that can be.
+    pub(super) fn rows(&self, layer: Option<usize>, slot: Slot) -> Result<Option<StoredRows>> {
+        let Some(tensor) = self.by_slot.get(&(layer, slot)) else { return Ok(None) };
+        self.tensors.rows(&tensor.name, &tensor.shape)
     }
 
     /// A matrix that the model must have.

@@ -362,16 +362,20 @@ fn buffers_stay_within_what_is_planned() {
     for family in FAMILIES {
         let text = &Reference::load(family).texts[0];
         let mut model = Model::load(family, 3);
+        let within = |model: &Model, sequences: usize| {
+            let buffers = model.forward.buffers.borrow();
+            let of_router = buffers.router.bytes() + 4 * buffers.normed.capacity();
+            let found = (buffers.attention.bytes() + of_router) as u64;
+            let planned = Forward::buffer_bytes(model.forward.config(), 11, sequences, 40, 3);
+            assert!(found <= planned, "{family}: {found} bytes, {planned} planned");
+            assert!(planned < 2 * found, "{family}: {found} bytes, {planned} planned");
+        };
         model.run(text, 11, KvType::Bf16);
+        within(&model, 1);
         let mut caches: Vec<KvCache> = (0..11).map(|_| model.cache(KvType::F32)).collect();
         let rows: Vec<Row> = (0..11).map(|sequence| Row { sequence, position: 0 }).collect();
         model.call(&text[..11], &rows, &mut caches);
-        let buffers = model.forward.buffers.borrow();
-        let of_router = buffers.router.bytes() + 4 * buffers.normed.capacity();
-        let found = buffers.attention.bytes() + of_router;
-        let planned = Forward::buffer_bytes(model.forward.config(), 11, 40, 3);
-        assert!(found as u64 <= planned, "{family}: {found} bytes, {planned} planned");
-        assert!(planned < 2 * found as u64, "{family}: {found} bytes, {planned} planned");
+        within(&model, 11);
     }
 }
 

@@ -9,7 +9,8 @@ use std::ops::Bound;
 /// For whom a slot is wanted.
 #[derive(Debug, Clone, Copy)]
 enum Claim {
-    Ticket(Key),
+    /// A ticket's, for a block whose next use after this one is expected at this time.
+    Ticket(Key, u64),
     /// A prefetch for this time.
     Speculative(u64),
 }
@@ -101,7 +102,8 @@ impl Hierarchy {
                 self.refile(index);
                 continue;
             }
-            match self.make_room(part, Claim::Ticket(key), walk.owed[part as usize], moves) {
+            let claim = Claim::Ticket(key, self.table[index].next_use);
+            match self.make_room(part, claim, walk.owed[part as usize], moves) {
                 Room::Slot(slot) => self.occupy(index, slot, access, moves),
                 Room::Coming => {
                     walk.owed[part as usize] += 1;
@@ -200,7 +202,7 @@ impl Hierarchy {
         }
         self.file(victim, Standing::Leaving);
         if !self.table[victim].writing {
-            self.start_write(victim, matches!(claim, Claim::Ticket(_)), moves);
+            self.start_write(victim, matches!(claim, Claim::Ticket(..)), moves);
         }
         Room::Coming
     }
@@ -208,12 +210,12 @@ impl Hierarchy {
     fn choose_victim(&mut self, part: Part, claim: Claim) -> Option<u32> {
         let Self { table, classes, .. } = self;
         let class = classes[part as usize].as_mut()?;
-        let later_than = match claim {
-            Claim::Ticket(_) => None,
-            Claim::Speculative(use_at) => Some(use_at),
-        };
         if class.offered > 0 {
-            let named = class.policy.victim(later_than).and_then(|block| table.find(block));
+            let (named, later_than) = match claim {
+                Claim::Ticket(_, next_use) => (class.policy.victim_for(next_use), None),
+                Claim::Speculative(use_at) => (class.policy.victim(Some(use_at)), Some(use_at)),
+            };
+            let named = named.and_then(|block| table.find(block));
             // A policy of somebody's own may name what it was not offered.
             let valid = named.filter(|index| {
                 let entry = &table[*index];
@@ -225,7 +227,7 @@ impl Hierarchy {
                 return valid;
             }
         }
-        let Claim::Ticket(key) = claim else {
+        let Claim::Ticket(key, _) = claim else {
             return None;
         };
         if class.offered > 0 {

@@ -109,7 +109,11 @@ impl Policy for Adaptive {
     }
 
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
-        self.real[self.leader].least(0.0, later_than)
+        self.real[self.leader].victim(later_than)
+    }
+
+    fn victim_for(&mut self, next_use: u64) -> Option<BlockId> {
+        self.real[self.leader].victim_for(next_use)
     }
 }
 

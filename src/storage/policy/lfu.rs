@@ -27,6 +27,8 @@ pub(super) struct Counts {
     /// By score, then by the time of the offer. Scores are not negative, so that the order of
     /// their bits is theirs.
     order: BTreeSet<(u64, u64, BlockId)>,
+    /// Those of which the next use is known: by that, then as above.
+    known: BTreeSet<(u64, u64, u64, BlockId)>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,6 +37,16 @@ struct Count {
     /// When it was offered; 0 while it is not.
     offered_at: u64,
     next_use: u64,
+}
+
+impl Count {
+    fn place(&self, block: BlockId) -> (u64, u64, BlockId) {
+        (self.score.to_bits(), self.offered_at, block)
+    }
+
+    fn known_place(&self, block: BlockId) -> (u64, u64, u64, BlockId) {
+        (self.next_use, self.score.to_bits(), self.offered_at, block)
+    }
 }
 
 impl Counts {
@@ -48,6 +60,7 @@ impl Counts {
             hour: None,
             blocks: BlockMap::default(),
             order: BTreeSet::new(),
+            known: BTreeSet::new(),
         }
     }
 
@@ -57,27 +70,34 @@ impl Counts {
             self.decay();
         }
         let weight = self.weight;
-        let count = self.blocks.entry(block).or_default();
-        let before = (count.score.to_bits(), count.offered_at, block);
-        count.score += weight;
-        if count.offered_at != 0 {
-            self.order.remove(&before);
-            self.order.insert((count.score.to_bits(), count.offered_at, block));
-        }
+        self.reorder(block, |count| count.score += weight);
     }
 
     pub fn offer(&mut self, block: BlockId, next_use: u64) {
         self.now += 1;
-        let count = self.blocks.entry(block).or_default();
-        count.offered_at = self.now;
-        count.next_use = next_use;
-        self.order.insert((count.score.to_bits(), count.offered_at, block));
+        let now = self.now;
+        self.reorder(block, |count| (count.offered_at, count.next_use) = (now, next_use));
     }
 
     pub fn withdraw(&mut self, block: BlockId) {
-        if let Some(count) = self.blocks.get_mut(&block) {
-            let offered_at = std::mem::take(&mut count.offered_at);
-            self.order.remove(&(count.score.to_bits(), offered_at, block));
+        if self.blocks.contains_key(&block) {
+            self.reorder(block, |count| count.offered_at = 0);
+        }
+    }
+
+    /// Changes a count and where it stands in the orders.
+    fn reorder(&mut self, block: BlockId, change: impl FnOnce(&mut Count)) {
+        let count = self.blocks.entry(block).or_default();
+        if count.offered_at != 0 {
+            self.order.remove(&count.place(block));
+            self.known.remove(&count.known_place(block));
+        }
+        change(count);
+        if count.offered_at != 0 {
+            self.order.insert(count.place(block));
+            if count.next_use != u64::MAX {
+                self.known.insert(count.known_place(block));
+            }
         }
     }
 
@@ -107,6 +127,42 @@ impl Counts {
         candidates.take(SEARCH).find(is_later)
     }
 
+    /// As [`Policy::victim`], where what is known of next uses comes first.
+    pub fn victim(&self, later_than: Option<u64>) -> Option<BlockId> {
+        let later = later_than.and_then(|limit| self.furthest().filter(|(at, _)| *at > limit));
+        later.map(|(_, block)| block).or_else(|| self.least(0.0, later_than))
+    }
+
+    /// As [`Policy::victim_for`].
+    pub fn victim_for(&self, next_use: u64) -> Option<BlockId> {
+        if next_use == u64::MAX {
+            return self.least(0.0, None);
+        }
+        let furthest = || self.furthest().map(|(_, block)| block);
+        self.missed().or_else(furthest).or_else(|| self.least(0.0, None))
+    }
+
+    /// The least used of the blocks whose known next use is furthest, and when that is.
+    fn furthest(&self) -> Option<(u64, BlockId)> {
+        let (last, ..) = self.known.last()?;
+        let first = self.known.range((*last, 0, 0, LOWEST)..).next();
+        first.map(|(at, .., block)| (*at, *block))
+    }
+
+    /// The least used of some blocks whose known next use did not come.
+    fn missed(&self) -> Option<BlockId> {
+        let hour = self.hour?;
+        let mut from = 0;
+        let next = || {
+            let first = self.known.range((from, 0, 0, LOWEST)..(hour, 0, 0, LOWEST)).next()?;
+            from = first.0 + 1;
+            Some(first)
+        };
+        // One of each hour, the earliest hours first.
+        let firsts = std::iter::from_fn(next).take(SEARCH);
+        firsts.min_by_key(|(_, score, at, _)| (*score, *at)).map(|(.., block)| *block)
+    }
+
     fn decay(&mut self) {
         self.weight /= self.beta;
         if self.weight > HEAVY {
@@ -119,11 +175,12 @@ impl Counts {
             count.score /= self.weight;
         }
         self.weight = 1.0;
-        let offered = std::mem::take(&mut self.order);
-        for (_, at, block) in offered {
-            let score = self.blocks.get(&block).map_or(0.0, |count| count.score);
-            self.order.insert((score.to_bits(), at, block));
-        }
+        let blocks = &self.blocks;
+        let score = |block: &BlockId| blocks.get(block).map_or(0.0, |count| count.score).to_bits();
+        let order = std::mem::take(&mut self.order).into_iter();
+        self.order = order.map(|(_, at, block)| (score(&block), at, block)).collect();
+        let known = std::mem::take(&mut self.known).into_iter();
+        self.known = known.map(|(next, _, at, block)| (next, score(&block), at, block)).collect();
     }
 }
 
@@ -165,7 +222,11 @@ impl Policy for Lfu {
     }
 
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
-        self.counts.least(0.0, later_than)
+        self.counts.victim(later_than)
+    }
+
+    fn victim_for(&mut self, next_use: u64) -> Option<BlockId> {
+        self.counts.victim_for(next_use)
     }
 }
 
@@ -204,6 +265,25 @@ mod tests {
         policy.hour(0);
         policy.withdraw(block(1));
         assert_eq!(policy.victim(None), Some(block(0)));
+    }
+
+    #[test]
+    fn a_sweep_keeps_what_it_comes_to() {
+        let mut policy = Lfu::new(0.5, 64);
+        // At hour 14: blocks 0 and 1 have been used in this pass, 2 is to come, 3 was not chosen when its hour
+        // came, of 4 nothing is known.
+        let offers = [(0, 5, 21), (1, 4, 21), (2, 1, 15), (3, 9, 13), (4, 1, u64::MAX)];
+        for (expert, uses, next_use) in offers {
+            (0..uses).for_each(|_| policy.accessed(block(expert)));
+            policy.offer(block(expert), next_use);
+        }
+        policy.hour(14);
+        assert_eq!(policy.victim(Some(15)), Some(block(1)), "for a guess");
+        assert_eq!(policy.victim_for(u64::MAX), Some(block(4)), "outside of sweeps uses decide");
+        for expected in [3, 1, 0, 2, 4] {
+            assert_eq!(policy.victim_for(22), Some(block(expected)));
+            policy.withdraw(block(expected));
+        }
     }
 
     #[test]

@@ -52,6 +52,14 @@ pub trait Policy: Send {
     /// The block that should leave; it stays on offer until it is withdrawn. With `later_than`
     /// only a block whose next use is later qualifies; a policy may give up after a short search.
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId>;
+
+    /// The block that should leave for one that is needed now and next at `next_use`; `u64::MAX` if that
+    /// is not known. Where it is, this is a sweep over more blocks than there are slots, in which uses
+    /// alone would give up each block just before its turn: policies of uses let blocks leave first whose
+    /// hour came without a use, and then those that are needed furthest in the future.
+    fn victim_for(&mut self, _next_use: u64) -> Option<BlockId> {
+        self.victim(None)
+    }
 }
 
 /// How many candidates a policy looks at for one that is needed later than a speculative load.

@@ -218,7 +218,7 @@ impl Cache {
             return Ok(());
         }
         if self.residents.len() as u64 >= u64::from(self.class.slots) {
-            self.make_room()?;
+            self.make_room(next_use)?;
         }
         if !creates {
             self.counts.bytes_read += self.class.slot_bytes;
@@ -228,8 +228,8 @@ impl Cache {
         Ok(())
     }
 
-    fn make_room(&mut self) -> Result<()> {
-        let Some(victim) = self.policy.victim(None) else {
+    fn make_room(&mut self, next_use: u64) -> Result<()> {
+        let Some(victim) = self.policy.victim_for(next_use) else {
             let text = "a ticket of the trace does not fit the simulated cache: give it more slots";
             return Err(Error::new(crate::base::ErrorKind::Budget, text)
                 .with("slots", self.class.slots)
