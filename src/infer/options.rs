@@ -83,6 +83,14 @@ impl Options {
         if self.slots == Some(0) {
             return Err(Error::config("slots must be at least 1"));
         }
+        if let Some(file) = &self.timeline {
+            // Found out now, and not when the run has ended.
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+            if folder.is_some_and(|folder| !folder.is_dir()) {
+                let text = "the timeline's folder is not there: make it, or name another file";
+                return Err(Error::config(text).with("timeline", file.display()));
+            }
+        }
         self.activations.map_or(Ok(()), Activations::check)?;
         self.policy.check()?;
         self.io.validate()
@@ -120,5 +128,21 @@ pub fn activations(name: &str) -> Result<Option<Activations>> {
         _ => {
             Err(Error::config(format!("\"{name}\" is no type for activations: auto, f32 or bf16")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeline_needs_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = |file: PathBuf| Options { timeline: Some(file), ..Options::new("x") }.check();
+        assert!(
+            with(folder.path().join("passes.svg")).is_ok() && with("passes.svg".into()).is_ok()
+        );
+        let error = with(folder.path().join("none/passes.svg")).unwrap_err().to_string();
+        assert!(error.contains("none/passes.svg"), "{error}");
     }
 }
