@@ -84,8 +84,12 @@ impl Source {
         for tensor in dense_tensors(&config) {
             table.weight(&tensor.name, &tensor.shape)?;
         }
-        let open = |file: &PathBuf| {
-            File::open(file).map_err(|e| Error::io(format!("cannot open {}", file.display()), e))
+        let open = |file: &PathBuf| -> Result<File> {
+            let opened = File::open(file)
+                .map_err(|e| Error::io(format!("cannot open {}", file.display()), e))?;
+            // Read-ahead past a tensor would stay in the page cache; advice may be refused.
+            let _ = rustix::fs::fadvise(&opened, 0, None, rustix::fs::Advice::Random);
+            Ok(opened)
         };
         let handles = table.files.iter().map(open).collect::<Result<_>>()?;
         Ok(Self { root: root.to_owned(), origin, config, table, experts, handles, identity })
