@@ -92,8 +92,8 @@ impl Cache {
 
     /// Pins for reading those of `blocks` that are resident, all at one moment: so none of them
     /// makes room for another. `held[i]` answers for `blocks[i]`. `now` is the planner's hour, `next_use`
-    /// when they are used after it; what was foreseen for an earlier one and did not come is forgotten. Not for states, which may
-    /// be resident before their checksum was compared.
+    /// when they are used after it; what was foreseen for an earlier hour and did not come is forgotten.
+    /// Not for states, which may be resident before their checksum was compared.
     pub fn hold_resident(
         self: &Arc<Self>,
         now: u64,

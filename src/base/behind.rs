@@ -1,4 +1,4 @@
-//! Files that are passed once from front to back and leave nothing in the page cache.
+//! Files that are passed once, from front to back or piece by piece, and leave nothing in the page cache.
 //!
 //! Law: a run's page cache counts as its memory (a memory cgroup charges it), so whoever reads or
 //! writes a file that is larger than a few pages gives its pages back as it goes.
@@ -7,6 +7,10 @@ use rustix::fs::{Advice, fadvise};
 use std::fs::File;
 use std::io::{Read, Result, Write};
 use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 
 /// Bytes after which pages are given back.
 pub const WINDOW: u64 = 4 << 20;
@@ -15,6 +19,25 @@ pub const WINDOW: u64 = 4 << 20;
 /// system takes no advice the pages stay, and nothing else changes.
 pub fn give_back(file: &File, len: Option<u64>) {
     let _ = fadvise(file, 0, len.and_then(NonZeroU64::new), Advice::DontNeed);
+}
+
+/// From now on reads of `file` bring nothing around them into the page cache: for pieces here and there.
+/// Where the system takes no advice more is read, and nothing else changes.
+pub fn without_read_ahead(file: &File) {
+    let _ = fadvise(file, 0, None, Advice::Random);
+}
+
+/// Reads `bytes` at `offset` and gives back every page that holds some of them.
+///
+/// # Errors
+/// As [`FileExt::read_exact_at`].
+pub fn read_piece(file: &File, bytes: &mut [u8], offset: u64) -> Result<()> {
+    file.read_exact_at(bytes, offset)?;
+    // Pages of which a part alone is named would stay.
+    let start = offset / PAGE * PAGE;
+    let end = (offset + bytes.len() as u64).next_multiple_of(PAGE);
+    let _ = fadvise(file, start, NonZeroU64::new(end - start), Advice::DontNeed);
+    Ok(())
 }
 
 /// Reads a file once.

@@ -4,6 +4,7 @@ mod budget;
 mod cached;
 mod cgroup;
 mod disk;
+mod generator;
 mod memory_within_ledger;
 mod program;
 mod threads;

@@ -2,12 +2,10 @@
 
 use super::source::Source;
 use super::table::{Found, Piece, RowOrder};
+use crate::base::behind::read_piece;
 use crate::base::{Error, Result};
 use crate::model::forward::{StoredRows, Tensors, matrix_shape};
 use crate::model::kernels::linear::{AlignedBytes, Encoding, Matrix, OwnedMatrix};
-use rustix::fs::Advice;
-use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt;
 
 /// Elements of a matrix that are looked at together.
 const SLICE: usize = 4 << 20;
@@ -106,12 +104,9 @@ impl Source {
         let (file, path) =
             file.ok_or_else(|| Error::bug("a piece lies in no file").with("tensor", name))?;
         let mut bytes = AlignedBytes::zeroed(piece.len as usize);
-        file.read_exact_at(&mut bytes, piece.offset).map_err(|e| {
+        read_piece(file, &mut bytes, piece.offset).map_err(|e| {
             Error::io("reading a tensor", e).with("tensor", name).with("file", path.display())
         })?;
-        // Advice may be refused, which costs memory and nothing else.
-        let len = NonZeroU64::new(piece.len);
-        let _ = rustix::fs::fadvise(file, piece.offset, len, Advice::DontNeed);
         Ok(bytes)
     }
 }

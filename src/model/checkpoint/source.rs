@@ -6,6 +6,7 @@ use super::layout::Layout;
 use super::stored::OWN_SCALES;
 use super::table::{Piece, Table};
 use super::{experts, folder, identity, store};
+use crate::base::behind::without_read_ahead;
 use crate::base::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::family::{dense_tensors, is_skipped};
@@ -87,8 +88,7 @@ impl Source {
         let open = |file: &PathBuf| -> Result<File> {
             let opened = File::open(file)
                 .map_err(|e| Error::io(format!("cannot open {}", file.display()), e))?;
-            // Read-ahead past a tensor would stay in the page cache; advice may be refused.
-            let _ = rustix::fs::fadvise(&opened, 0, None, rustix::fs::Advice::Random);
+            without_read_ahead(&opened);
             Ok(opened)
         };
         let handles = table.files.iter().map(open).collect::<Result<_>>()?;

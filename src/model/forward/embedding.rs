@@ -1,17 +1,13 @@
 //! The embedding: in memory, or in its file, of which a token takes a row.
 
 use super::tensors::Weights;
+use crate::base::behind::{read_piece, without_read_ahead};
 use crate::base::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::family::Slot;
 use crate::model::kernels::linear::{Encoding, Matrix, OwnedMatrix, decode_row};
-use rustix::fs::Advice;
 use std::fs::File;
-use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-const PAGE: u64 = 4096;
 
 /// Rows of a matrix that stays in its file.
 #[derive(Debug)]
@@ -36,8 +32,7 @@ impl StoredRows {
         let row_bytes = encoding.row_bytes(cols)? as u64;
         let file = File::open(path)
             .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
-        // A row has no neighbours that are wanted too. Where advice is refused, more is read than that.
-        let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
+        without_read_ahead(&file);
         Ok(Some(Self { file, path: path.to_owned(), offset, encoding, cols, row_bytes }))
     }
 
@@ -45,15 +40,12 @@ impl StoredRows {
     fn decode(&self, row: usize, bytes: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
         let at = self.offset + row as u64 * self.row_bytes;
         bytes.resize(self.row_bytes as usize, 0);
-        self.file.read_exact_at(bytes, at).map_err(|e| {
+        read_piece(&self.file, bytes, at).map_err(|e| {
             Error::io("reading a row of the embedding", e)
                 .with("row", row)
                 .with("file", self.path.display())
                 .with("offset", at)
         })?;
-        let start = at / PAGE * PAGE;
-        let len = NonZeroU64::new((at + self.row_bytes).next_multiple_of(PAGE) - start);
-        let _ = rustix::fs::fadvise(&self.file, start, len, Advice::DontNeed);
         decode_row(&Matrix::new(self.encoding, 1, self.cols, bytes)?, 0, out)
     }
 }

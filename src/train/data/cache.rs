@@ -5,7 +5,7 @@
 //! beside it is written last, so a half-written file is never taken for a whole one. Small files
 //! are held in memory, large ones are read a sequence at a time.
 
-use crate::base::behind::{ReadOnce, WriteOnce, give_back};
+use crate::base::behind::{ReadOnce, WriteOnce, give_back, without_read_ahead};
 use crate::base::{Error, Result, checksum};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -133,8 +133,7 @@ impl TokenFile {
             Held::Memory(bytes)
         } else {
             // Sequences are read in a shuffled order: readahead would only fill the page cache.
-            // A file system without advice is only slower.
-            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
+            without_read_ahead(&file);
             Held::Disk(file)
         };
         Ok(Self { path: path.to_owned(), count: count.clone(), bytes })

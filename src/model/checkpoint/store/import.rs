@@ -5,6 +5,7 @@ use super::log::{Done, Log};
 use super::plan::{DenseJob, ExpertJob, Plan, rows_and_cols};
 use super::recode::{Deviation, recode};
 use super::{INDEX, Index, VERSION};
+use crate::base::behind::give_back;
 use crate::base::file::{read_json, write_whole};
 use crate::base::{Error, Result, checksum};
 use crate::model::checkpoint::entries::{Entries, Origin};
@@ -12,7 +13,6 @@ use crate::model::checkpoint::source::Source;
 use crate::model::checkpoint::table::Piece;
 use crate::model::config::Precision;
 use crate::model::kernels::linear::{AlignedBytes, Encoding};
-use rustix::fs::Advice;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::fs::{File, OpenOptions};
@@ -247,8 +247,7 @@ impl<F: FnMut(u64, u64)> Import<'_, F> {
     fn sync(&mut self) -> Result<()> {
         for (path, file) in &self.files {
             file.sync_data().map_err(|e| Error::io(format!("syncing {}", path.display()), e))?;
-            // Advice may be refused, which costs memory and nothing else.
-            let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+            give_back(file, None);
         }
         self.log.append(self.logged, &self.done[self.logged..])?;
         self.logged = self.done.len();

@@ -9,7 +9,8 @@
 
 use super::encoding::FP8_TILE;
 use super::pairs::{self, FEW, NARROW, TILE, WIDE, emit};
-use super::simd::e4m3::{BYTES, Table, has};
+pub(super) use super::simd::e4m3::has as fits;
+use super::simd::e4m3::{BYTES, Table};
 use super::simd::pairs::{PAIRED, dot, load, zero};
 use std::arch::x86_64::{__m512i, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_storeu_si512};
 use std::mem::MaybeUninit;
@@ -19,11 +20,6 @@ use std::mem::MaybeUninit;
 const K_BLOCK: usize = 1024;
 /// Vectors of a tile.
 const VECTORS: usize = FP8_TILE / PAIRED;
-
-/// Whether this processor has the instructions.
-pub(super) fn fits() -> bool {
-    has()
-}
 
 /// A range of the rows of W, times all rows of x.
 pub(super) struct Call {
@@ -168,6 +164,7 @@ unsafe fn block<const R: usize, const C: usize, const DECODED: bool>(
                 for j in 0..C {
                     let x = x.add(j * call.pairs.x_stride + k);
                     let mut sum = zero();
+                    // A whole tile has a fixed number of steps, which are laid out one after the other.
                     if vectors == VECTORS {
                         for v in 0..VECTORS {
                             sum = dot(sum, weights[v], load(x.add(v * PAIRED).cast()));
