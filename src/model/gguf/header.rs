@@ -2,6 +2,7 @@
 //! is touched.
 
 use super::reader::{Reader, Value};
+use crate::base::behind::ReadOnce;
 use crate::base::{Error, Result};
 use crate::model::checkpoint::Stored;
 use crate::model::hf::Dtype;
@@ -84,7 +85,8 @@ impl Gguf {
             .map_err(|e| Error::input(format!("cannot open {}", path.display())).from_source(e))?;
         let total =
             file.metadata().map_err(|e| Error::io(format!("reading {}", path.display()), e))?.len();
-        parse(BufReader::new(file), total).map_err(|e| e.with("file", path.display()))
+        parse(BufReader::new(ReadOnce::new(file)), total)
+            .map_err(|e| e.with("file", path.display()))
     }
 }
 

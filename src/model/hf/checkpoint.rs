@@ -1,7 +1,7 @@
 //! Reading tensors of a checkpoint folder by name.
 
 use super::header::{self, Dtype, TensorInfo};
-use crate::base::behind::give_back;
+use crate::base::behind::{give_back, read_piece};
 use crate::base::{Error, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -186,7 +186,7 @@ impl Checkpoint {
             decode(info.dtype, bytes, piece).map_err(context)?;
         }
         // A tensor is read once.
-        give_back(file, Some(offset));
+        give_back(file, None);
         Ok(())
     }
 
@@ -204,9 +204,7 @@ impl Checkpoint {
                 out.len()
             ))));
         }
-        self.files[self.tensors[name].0]
-            .1
-            .read_exact_at(out, info.offset)
+        read_piece(&self.files[self.tensors[name].0].1, out, info.offset)
             .map_err(|e| context(Error::io("reading a tensor", e)))
     }
 

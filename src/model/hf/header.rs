@@ -4,6 +4,7 @@
 //! Layout: u64 little-endian length n, n bytes of JSON, then the data
 //! (<https://github.com/huggingface/safetensors#format>).
 
+use crate::base::behind::give_back;
 use crate::base::{Error, Result};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,8 @@ pub fn read(file: &File, path: &Path) -> Result<Vec<TensorInfo>> {
     }
     let mut json = vec![0u8; length as usize];
     file.read_exact_at(&mut json, 8).map_err(io)?;
+    // What was read ahead is tensors, of which none may be wanted.
+    give_back(file, None);
     parse(&json, total - 8 - length, 8 + length).map_err(|e| e.with("file", path.display()))
 }
 
