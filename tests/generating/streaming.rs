@@ -134,6 +134,60 @@ fn a_chunk_of_a_prompt_reads_each_expert_at_most_once() {
     }
 }
 
+/// A prompt that follows another finds in memory what the slots can hold of a sweep: uses alone would find
+/// nothing, because each block would leave just before its turn.
+#[test]
+fn prompts_one_after_another_find_a_part_of_the_experts() {
+    for kind in [PolicyKind::Adaptive, PolicyKind::Lfu, PolicyKind::Lru] {
+        let base = options("olmoe", None, 1);
+        let blocks = Generator::open(&base).unwrap().settings().effective.blocks;
+        let policy = PolicyConfig { kind, ..base.policy.clone() };
+        let slots = Some(blocks / 2);
+        let options = Options { slots, policy, chunk: 64, predictor: PredictorKind::None, ..base };
+        let mut generator = Generator::open(&options).unwrap();
+        let mut hits = 0.0;
+        for first in 0..4 {
+            let prompt = (0..60).map(|at| (first * 13 + at * 7) % 90 + 3).collect();
+            let job = generator.job(prompt, Sampling::greedy(), 0);
+            generator.run(vec![job], |_| Ok(())).unwrap();
+            hits = generator.take_figures().unwrap().prompt.hit_rate();
+        }
+        generator.finish().unwrap();
+        let sweeps = kind != PolicyKind::Lru;
+        assert_eq!(hits > 0.3, sweeps, "{kind}: {hits}");
+    }
+}
+
+#[test]
+fn a_timeline_shows_what_was_read_and_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["passes.json", "passes.svg"] {
+        let file = folder.path().join(name);
+        let options = Options { timeline: Some(file.clone()), ..options("olmoe", Some(2), 1) };
+        let plain = generate(
+            &Options { timeline: None, ..options.clone() },
+            &prompts(1),
+            Sampling::greedy(),
+            8,
+        );
+        let drawn = generate(&options, &prompts(1), Sampling::greedy(), 8);
+        assert_eq!(drawn.unwrap().0, plain.unwrap().0);
+        let text = std::fs::read_to_string(&file).unwrap();
+        if name.ends_with("svg") {
+            assert!(text.starts_with("<svg"), "{text}");
+            continue;
+        }
+        let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for work in ["read layer1", "advance 0", "expert 1/"] {
+            let events = trace["traceEvents"].as_array().unwrap();
+            let of_it = |event: &serde_json::Value| {
+                event["name"].as_str().is_some_and(|name| name.starts_with(work))
+            };
+            assert!(events.iter().any(of_it), "no \"{work}\" in {text}");
+        }
+    }
+}
+
 #[test]
 fn a_warm_start_has_what_was_used_before_and_makes_the_same_text() {
     let index = tempfile::tempdir().unwrap();
