@@ -98,18 +98,22 @@ for kind, mib in runs:
 ceiling = max(point["rate"] for point in load("doctor")["disk"]["points"])
 lines.append(f"""
 What semoe read under a limit: bytes a token, the rate of the disk while it was reading, the share of the time
-in which it was, and in which computation waited for it. `semoe doctor` measured {ceiling / 1e9:.2f} GB/s at
+in which it was, and in which computation waited for it; and how much was read ahead on a guess that turned
+out right, and in vain. `semoe doctor` measured {ceiling / 1e9:.2f} GB/s at
 most, at the start of this run.
 
-| run | test | read a token | GB/s | disk busy | waiting |
-|---|---|---|---|---|---|""")
+| run | test | read a token | GB/s | disk busy | waiting | ahead | in vain |
+|---|---|---|---|---|---|---|---|""")
 for kind, mib in runs:
     report = load(f"semoe-{suffix(kind, mib)}") if mib is not None else None
     for test in report["rows"] if report else []:
         read, busy = test["bytes_read_per_token"], test["disk_busy_share"]
+        vain = test["bytes_in_vain_per_token"]
+        ahead = test["bytes_ahead_per_token"] - vain
         rate = read * test["tokens_per_s"] / busy if busy else 0.0
         lines.append(f"| {kind}, {mib / 1024:g} GiB | {test['test']} | {read / 1e6:.0f} MB | "
-                     f"{rate / 1e9:.2f} | {busy:.0%} | {test['exposed_io_share']:.0%} |")
+                     f"{rate / 1e9:.2f} | {busy:.0%} | {test['exposed_io_share']:.0%} | "
+                     f"{ahead / 1e6:.0f} MB | {vain / 1e6:.0f} MB |")
 lines.append("""
 `semoe plan --model`'s tokens/s of decoding at the hit rate of the run, beside the median measured.
 

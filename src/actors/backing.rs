@@ -27,27 +27,43 @@ impl Backing {
     }
 }
 
+/// How a block's reads ended: as the worst of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    Well,
+    GivenUp,
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    reads: usize,
+    ending: Ending,
+    bytes: u64,
+}
+
 /// Blocks that come in several reads: a block has come when the last of them has ended, for until
 /// then its slot must not be used for anything else, whatever became of the others.
 #[derive(Debug, Default)]
 pub struct Reads {
-    left: HashMap<BlockId, (usize, bool)>,
+    left: HashMap<BlockId, Left>,
 }
 
 impl Reads {
     pub fn begin(&mut self, block: BlockId, reads: usize) {
-        self.left.insert(block, (reads, true));
+        self.left.insert(block, Left { reads, ending: Ending::Well, bytes: 0 });
     }
 
-    /// One read of `block` has ended; once all have: whether all went well.
-    pub fn ended(&mut self, block: BlockId, well: bool) -> Option<bool> {
-        let (left, all_well) = self.left.get_mut(&block)?;
-        *left = left.saturating_sub(1);
-        *all_well &= well;
-        if *left > 0 {
+    /// One read of `block` has ended with `bytes`; once all have: how, and the bytes of all.
+    pub fn ended(&mut self, block: BlockId, ending: Ending, bytes: u64) -> Option<(Ending, u64)> {
+        let left = self.left.get_mut(&block)?;
+        left.reads = left.reads.saturating_sub(1);
+        left.ending = left.ending.max(ending);
+        left.bytes += bytes;
+        if left.reads > 0 {
             return None;
         }
-        self.left.remove(&block).map(|(_, all_well)| all_well)
+        self.left.remove(&block).map(|left| (left.ending, left.bytes))
     }
 }
 
@@ -61,9 +77,9 @@ mod tests {
         let (a, b) = (BlockId::weights(0, 0), BlockId::weights(0, 1));
         reads.begin(a, 2);
         reads.begin(b, 1);
-        assert_eq!(reads.ended(a, false), None);
-        assert_eq!(reads.ended(b, true), Some(true));
-        assert_eq!(reads.ended(a, true), Some(false));
-        assert_eq!(reads.ended(a, true), None);
+        assert_eq!(reads.ended(a, Ending::GivenUp, 5), None);
+        assert_eq!(reads.ended(b, Ending::Well, 7), Some((Ending::Well, 7)));
+        assert_eq!(reads.ended(a, Ending::Well, 4), Some((Ending::GivenUp, 9)));
+        assert_eq!(reads.ended(a, Ending::Well, 4), None);
     }
 }

@@ -91,8 +91,9 @@ impl Cache {
     }
 
     /// Pins for reading those of `blocks` that are resident, all at one moment: so none of them
-    /// makes room for another. `held[i]` answers for `blocks[i]`. `now` is the planner's hour, `next_use`
-    /// when they are used after it; what was foreseen for an earlier hour and did not come is forgotten.
+    /// makes room for another. `held[i]` answers for `blocks[i]`, which are all that is used at `now`, the
+    /// planner's hour; `next_use` is when they are used after it. Those on their way in are waited for from
+    /// now on, and what else was foreseen for this hour is given up.
     /// Not for states, which may be resident before their checksum was compared.
     pub fn hold_resident(
         self: &Arc<Self>,
@@ -103,14 +104,22 @@ impl Cache {
     ) {
         held.clear();
         let mut inner = self.lock();
-        inner.hierarchy.pass(now);
+        let Inner { hierarchy, moves, leases } = &mut *inner;
         for block in blocks {
-            inner.leases += 1;
-            let ticket = TICKETLESS | inner.leases;
-            let slot = inner.hierarchy.lease_resident(ticket, *block, next_use);
+            *leases += 1;
+            let slot = hierarchy.lease_resident(TICKETLESS | *leases, *block, next_use);
+            if slot.is_none() {
+                hierarchy.hasten(*block, moves);
+            }
             // A slot of the hierarchy is one of the arena's: both are made of the same classes.
             let bytes = slot.and_then(|slot| self.arena.slot(slot).ok());
             held.push(bytes.map(|bytes| Held { cache: Arc::clone(self), block: *block, bytes }));
+        }
+        hierarchy.judge(now, moves);
+        let waiting = !moves.is_empty();
+        drop(inner);
+        if waiting {
+            self.nudge();
         }
     }
 

@@ -13,6 +13,8 @@ pub struct Meter {
     pub(super) bytes_read: AtomicU64,
     pub(super) bytes_written: AtomicU64,
     pub(super) weight_bytes_read: AtomicU64,
+    pub(super) bytes_ahead: AtomicU64,
+    pub(super) bytes_in_vain: AtomicU64,
     pub(super) disk_busy: AtomicU64,
 }
 
@@ -23,6 +25,8 @@ impl Meter {
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             weight_bytes_read: AtomicU64::new(0),
+            bytes_ahead: AtomicU64::new(0),
+            bytes_in_vain: AtomicU64::new(0),
             disk_busy: AtomicU64::new(0),
         }
     }
@@ -36,10 +40,13 @@ impl Meter {
             cache_misses: stats.misses + stats.late,
             cache_late: stats.late,
             prefetches: stats.prefetches,
+            wasted: stats.wasted,
             bytes_read: get(&self.bytes_read),
             bytes_written: get(&self.bytes_written),
             disk_busy: get(&self.disk_busy),
             weight_bytes_read: get(&self.weight_bytes_read),
+            bytes_ahead: get(&self.bytes_ahead),
+            bytes_in_vain: get(&self.bytes_in_vain),
         }
     }
 }

@@ -29,6 +29,7 @@ pub mod meter;
 pub mod observe;
 pub mod prefetcher;
 pub mod rank;
+mod reading;
 pub mod scheduler;
 pub mod script;
 pub mod sink;

@@ -5,7 +5,7 @@
 //! after its checksum was compared; a state block may be granted before, to the update that uses it
 //! up and compares it then. A difference ends the run before anything that came of it is committed.
 
-use super::backing::{Backing, Reads};
+use super::backing::{Backing, Ending, Reads};
 use super::cache::Cache;
 use super::committing::{CommitThread, Committing, DenseSlot};
 use super::contents::{Content, Contents};
@@ -20,12 +20,11 @@ use crate::graph::planner::Use;
 use crate::observable;
 use crate::storage::disk::{Extent, IoBuf, IoDone, IoOp, IoRequest, IoService};
 use crate::storage::hierarchy::{Access, Event, Hierarchy, Move, SlotId, Want};
-use crate::storage::in_place::InPlace;
 use crate::storage::lease::{Lease, Pinned};
 use crate::storage::store::Located;
 use actix::{Actor, Addr, Context, Handler, Message};
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -93,8 +92,10 @@ pub struct Parts {
 /// See the module.
 pub struct Prefetcher {
     pub(super) parts: Parts,
-    transfers: HashMap<u64, Transfer>,
-    reads: Reads,
+    pub(super) transfers: HashMap<u64, Transfer>,
+    pub(super) reads: Reads,
+    /// Guesses that were wrong and are still being read.
+    pub(super) in_vain: HashSet<BlockId>,
     next_tag: u64,
     contents: Contents,
     writable: HashMap<u64, Vec<BlockId>>,
@@ -112,6 +113,7 @@ impl Prefetcher {
             parts,
             transfers: HashMap::new(),
             reads: Reads::default(),
+            in_vain: HashSet::new(),
             next_tag: 0,
             contents: Contents::default(),
             writable: HashMap::new(),
@@ -155,7 +157,8 @@ impl Prefetcher {
 
     fn carry_out(&mut self, step: Move) -> Result<()> {
         match step {
-            Move::Load { block, slot, urgent } => self.load(block, slot, urgent),
+            Move::Load { block, slot, haste } => self.load(block, slot, haste),
+            Move::GiveUp { block } => self.give_up(block),
             Move::Promote { block } => self.promote(block),
             Move::Write { block, slot, urgent, .. } => self.write(block, slot, urgent),
             Move::Drop { block } => self.parts.backing.store()?.drop_scratch(block),
@@ -199,51 +202,6 @@ impl Prefetcher {
         self.next_tag
     }
 
-    fn load(&mut self, block: BlockId, slot: SlotId, urgent: bool) -> Result<()> {
-        let buf = self.buffer(slot)?;
-        let urgency = u64::from(!urgent);
-        let located = match &self.parts.backing {
-            Backing::Store(store) => store.locate(block)?,
-            Backing::InPlace(files) => return self.fetch(block, &Arc::clone(files), slot, urgency),
-        };
-        let located = located.ok_or_else(|| {
-            Error::corrupt("the store has no such block; check it with `semoe store check`")
-                .with("block", block)
-        })?;
-        let extent = located.extent;
-        // An update goes over all bytes of a state anyway, and has them in its cache then.
-        let check = block.part != Part::State || !fills(&extent, &buf);
-        let tag = self.tag(Transfer { block, kind: Kind::Load { located, check } });
-        let op = IoOp::Read;
-        self.parts.io.submit(IoRequest { tag, op, extent, buf, urgency, check, lift: None })
-    }
-
-    /// Reads all pieces of a block of somebody else's file in one batch.
-    fn fetch(&mut self, block: BlockId, files: &InPlace, slot: SlotId, urgency: u64) -> Result<()> {
-        let bytes = self.parts.cache.arena().slot(slot)?;
-        let fetches = files.fetches(block)?;
-        self.reads.begin(block, fetches.len());
-        for fetch in fetches {
-            let (extent, lift) = (fetch.extent, Some(fetch.lift));
-            // SAFETY: as in `buffer`; the fetches of a block lie apart inside its slot.
-            let buf = unsafe {
-                IoBuf::new(bytes.ptr.wrapping_add(fetch.at), bytes.len.saturating_sub(fetch.at))
-            };
-            let tag = self.tag(Transfer { block, kind: Kind::Fetch });
-            let (op, check) = (IoOp::Read, false);
-            self.parts.io.submit(IoRequest { tag, op, extent, buf, urgency, check, lift })?;
-        }
-        Ok(())
-    }
-
-    fn promote(&mut self, block: BlockId) -> Result<()> {
-        let loads = |transfer: &Transfer| {
-            transfer.block == block && matches!(transfer.kind, Kind::Load { .. } | Kind::Fetch)
-        };
-        let tags = self.transfers.iter().filter(|(_, transfer)| loads(transfer));
-        tags.into_iter().try_for_each(|(tag, _)| self.parts.io.promote(*tag))
-    }
-
     fn write(&mut self, block: BlockId, slot: SlotId, urgent: bool) -> Result<()> {
         let Content { version, applied, crc } = self.contents.changed(block)?;
         let extent = self.parts.backing.store()?.place(block, version)?;
@@ -255,7 +213,7 @@ impl Prefetcher {
         self.parts.io.submit(IoRequest { tag, op, extent, buf, urgency, check, lift: None })
     }
 
-    fn buffer(&self, slot: SlotId) -> Result<IoBuf> {
+    pub(super) fn buffer(&self, slot: SlotId) -> Result<IoBuf> {
         let bytes = self.parts.cache.arena().slot(slot)?;
         // SAFETY: the slot stays mapped as long as the arena, which this actor keeps, and the
         // hierarchy hands it to nobody else while the transfer is under way.
@@ -292,11 +250,13 @@ impl Prefetcher {
         if done.op == IoOp::Read && block.part == Part::Weights {
             meter.weight_bytes_read.fetch_add(done.bytes, Ordering::Relaxed);
         }
+        meter.bytes_ahead.fetch_add(done.idle, Ordering::Relaxed);
         meter.disk_busy.store(self.parts.io.counters().busy_nanos, Ordering::Relaxed);
         self.parts.spans.io(block, &done);
         let is_fetch = matches!(transfer.kind, Kind::Fetch);
         let result = match (done.result, transfer.kind) {
             (Ok(_), Kind::Fetch) => Ok(()),
+            (Ok(_), Kind::Load { .. }) if done.given_up => Ok(()),
             (Ok(crc), Kind::Load { located, check }) => {
                 let store = self.parts.backing.store()?;
                 self.contents.read(block, (!check).then(|| store.expected(block, &located)));
@@ -316,16 +276,26 @@ impl Prefetcher {
             }
             (Err(error), _) => Err(error),
         };
-        let well = match is_fetch {
-            true => self.reads.ended(block, result.is_ok()),
-            false => Some(result.is_ok()),
+        let ending = match &result {
+            Ok(()) if done.given_up => Ending::GivenUp,
+            Ok(()) => Ending::Well,
+            Err(_) => Ending::Failed,
         };
-        let event = match well {
-            Some(true) if done.op == IoOp::Read => Some(Event::Loaded { block }),
-            Some(true) => Some(Event::Written { block }),
-            Some(false) => Some(Event::Failed { block }),
-            None => None,
+        let ended = match is_fetch {
+            true => self.reads.ended(block, ending, done.bytes),
+            false => Some((ending, done.bytes)),
         };
+        if let Some((_, bytes)) = ended
+            && self.in_vain.remove(&block)
+        {
+            self.parts.meter.bytes_in_vain.fetch_add(bytes, Ordering::Relaxed);
+        }
+        let event = ended.map(|(ending, _)| match ending {
+            Ending::Well if done.op == IoOp::Read => Event::Loaded { block },
+            Ending::Well => Event::Written { block },
+            Ending::GivenUp => Event::GivenUp { block },
+            Ending::Failed => Event::Failed { block },
+        });
         // The cause is reported before the tickets that fail of it.
         if let Err(error) = result {
             self.fail(None, error.with("block", block));
@@ -338,7 +308,7 @@ impl Prefetcher {
 }
 
 /// Whether a transfer moves all bytes of its slot: so its checksum is that of the slot.
-fn fills(extent: &Extent, slot: &IoBuf) -> bool {
+pub(super) fn fills(extent: &Extent, slot: &IoBuf) -> bool {
     extent.len == slot.len() as u64
 }
 

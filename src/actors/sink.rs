@@ -32,12 +32,17 @@ pub struct Traffic {
     pub cache_late: u64,
     /// Reads that began before anyone asked for the block.
     pub prefetches: u64,
+    /// Those of them that nobody asked for at their time.
+    pub wasted: u64,
     pub bytes_read: u64,
     pub bytes_written: u64,
     /// Nanoseconds in which the disk had at least one request.
     pub disk_busy: u64,
     /// Bytes of expert weights, read in the forward and backward passes.
     pub weight_bytes_read: u64,
+    /// Bytes read for guesses while nobody waited for them, and those of them that were of no use.
+    pub bytes_ahead: u64,
+    pub bytes_in_vain: u64,
 }
 
 impl Traffic {
@@ -47,10 +52,13 @@ impl Traffic {
             cache_misses: self.cache_misses - earlier.cache_misses,
             cache_late: self.cache_late - earlier.cache_late,
             prefetches: self.prefetches - earlier.prefetches,
+            wasted: self.wasted - earlier.wasted,
             bytes_read: self.bytes_read - earlier.bytes_read,
             bytes_written: self.bytes_written - earlier.bytes_written,
             disk_busy: self.disk_busy - earlier.disk_busy,
             weight_bytes_read: self.weight_bytes_read - earlier.weight_bytes_read,
+            bytes_ahead: self.bytes_ahead - earlier.bytes_ahead,
+            bytes_in_vain: self.bytes_in_vain - earlier.bytes_in_vain,
         }
     }
 }

@@ -61,6 +61,8 @@ impl Spans {
             return;
         }
         let op = match done.op {
+            IoOp::Read if done.given_up => "read in part",
+            IoOp::Read if done.idle > 0 => "read ahead",
             IoOp::Read => "read",
             IoOp::Write => "write",
         };

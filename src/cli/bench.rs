@@ -54,6 +54,9 @@ struct Row {
     test: String,
     tokens_per_s: f64,
     bytes_read_per_token: f64,
+    /// Of these, read while nobody waited for them; and those of them that were of no use.
+    bytes_ahead_per_token: f64,
+    bytes_in_vain_per_token: f64,
     hit_rate: f64,
     exposed_io_share: f64,
     disk_busy_share: f64,
@@ -65,7 +68,9 @@ impl Row {
         Self {
             test,
             tokens_per_s: passes.tokens_per_s(),
-            bytes_read_per_token: passes.bytes_per_token(),
+            bytes_read_per_token: passes.per_token(passes.bytes_read),
+            bytes_ahead_per_token: passes.per_token(passes.bytes_ahead),
+            bytes_in_vain_per_token: passes.per_token(passes.bytes_in_vain),
             hit_rate: passes.hit_rate(),
             exposed_io_share: passes.share(passes.exposed_io),
             disk_busy_share: passes.share(passes.disk_busy),
@@ -133,7 +138,7 @@ impl BenchArgs {
             let report = Report {
                 prompt_tokens_per_s: prompt,
                 decode_tokens_per_s: decode.tokens_per_s(),
-                bytes_read_per_token: decode.bytes_per_token(),
+                bytes_read_per_token: decode.per_token(decode.bytes_read),
                 hit_rate: decode.hit_rate(),
                 exposed_io_share: decode.share(decode.exposed_io),
                 peak_rss_bytes: peak_memory()?,

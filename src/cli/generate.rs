@@ -110,7 +110,7 @@ impl GenerateArgs {
         let work = generator.workload().clone();
         let figures = generator.finish()?;
         output::note(&figures.table())?;
-        output::note(&predictor.line())?;
+        output::note(&predictor.lines(&figures.all()))?;
         let forecast = prediction::show(&prediction::Run {
             model: &self.model.model,
             work: &work,

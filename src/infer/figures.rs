@@ -15,9 +15,14 @@ pub struct Passes {
     pub misses: u64,
     /// Misses on experts that were being read already.
     pub late: u64,
-    /// Experts read before anyone asked for them.
+    /// Experts of which reading began before anyone asked for them, and those of them that nobody asked
+    /// for at their time.
     pub read_ahead: u64,
+    pub wasted: u64,
     pub bytes_read: u64,
+    /// Bytes read while nobody waited for them, and those of them that were of no use at their time.
+    pub bytes_ahead: u64,
+    pub bytes_in_vain: u64,
     /// Seconds in which the disk had at least one request.
     pub disk_busy: f64,
     /// Seconds in which the executor waited for blocks.
@@ -29,7 +34,8 @@ pub struct Passes {
 impl Passes {
     fn add(&mut self, report: &PassReport) {
         let Traffic { cache_hits, cache_misses, cache_late, prefetches, .. } = report.traffic;
-        let Traffic { bytes_read, disk_busy, .. } = report.traffic;
+        let Traffic { wasted, bytes_read, disk_busy, .. } = report.traffic;
+        let Traffic { bytes_ahead, bytes_in_vain, .. } = report.traffic;
         self.passes += 1;
         self.tokens += report.numbers.tokens;
         self.seconds += report.numbers.seconds;
@@ -37,7 +43,10 @@ impl Passes {
         self.misses += cache_misses;
         self.late += cache_late;
         self.read_ahead += prefetches;
+        self.wasted += wasted;
         self.bytes_read += bytes_read;
+        self.bytes_ahead += bytes_ahead;
+        self.bytes_in_vain += bytes_in_vain;
         self.disk_busy += disk_busy as f64 * 1e-9;
         self.exposed_io += report.accounting.exposed_of(Lane::Io) as f64 * 1e-9;
         self.busy += report.accounting.busy as f64 * 1e-9;
@@ -53,13 +62,13 @@ impl Passes {
         if needed == 0 { 1.0 } else { self.hits as f64 / needed as f64 }
     }
 
-    /// Experts that were read, whether ahead or when they were needed.
-    pub fn fetched(&self) -> u64 {
-        (self.misses + self.read_ahead).saturating_sub(self.late)
+    /// Bytes that were read when they were needed, and not ahead.
+    pub fn bytes_awaited(&self) -> u64 {
+        self.bytes_read.saturating_sub(self.bytes_ahead)
     }
 
-    pub fn bytes_per_token(&self) -> f64 {
-        self.bytes_read as f64 / self.tokens.max(1) as f64
+    pub fn per_token(&self, bytes: u64) -> f64 {
+        bytes as f64 / self.tokens.max(1) as f64
     }
 
     /// Share of the time.
@@ -96,7 +105,10 @@ impl Figures {
             misses: a.misses + b.misses,
             late: a.late + b.late,
             read_ahead: a.read_ahead + b.read_ahead,
+            wasted: a.wasted + b.wasted,
             bytes_read: a.bytes_read + b.bytes_read,
+            bytes_ahead: a.bytes_ahead + b.bytes_ahead,
+            bytes_in_vain: a.bytes_in_vain + b.bytes_in_vain,
             disk_busy: a.disk_busy + b.disk_busy,
             exposed_io: a.exposed_io + b.exposed_io,
             busy: a.busy + b.busy,
@@ -116,7 +128,7 @@ impl Figures {
                 p.tokens,
                 p.seconds,
                 p.tokens_per_s(),
-                p.bytes_per_token() * 1e-6,
+                p.per_token(p.bytes_read) * 1e-6,
                 100.0 * p.hit_rate(),
                 100.0 * p.share(p.disk_busy),
                 100.0 * p.share(p.exposed_io),

@@ -112,7 +112,7 @@ pub struct Pass {
     pub rows: f64,
     /// Experts that it computes with, over all layers.
     pub needed: f64,
-    /// Experts that are read for it, ahead or not.
+    /// Experts that are read for it while it waits: what was read ahead is not among them.
     pub fetched: f64,
     /// Positions that each text holds.
     pub positions: f64,
@@ -126,17 +126,18 @@ impl Pass {
     }
 
     /// The mean pass of what was measured; None where nothing was.
-    pub fn measured(passes: &Passes, positions: f64) -> Option<Self> {
+    pub fn measured(work: &Workload, passes: &Passes, positions: f64) -> Option<Self> {
         let each = |count: u64| count as f64 / passes.passes as f64;
+        let read = |bytes: f64| if work.expert_read > 0.0 { bytes / work.expert_read } else { 0.0 };
         (passes.passes > 0).then(|| Self {
             rows: each(passes.tokens),
             needed: each(passes.hits + passes.misses),
-            fetched: each(passes.fetched()),
+            fetched: read(each(passes.bytes_awaited())),
             positions,
         })
     }
 
-    /// Share of its experts for which nothing is read.
+    /// Share of its experts for which it does not wait.
     pub fn hit_rate(&self) -> f64 {
         if self.needed > 0.0 { 1.0 - self.fetched / self.needed } else { 1.0 }
     }
@@ -171,7 +172,7 @@ const NEAR: f64 = 0.85;
 /// What a token will take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Forecast {
-    /// Share of the experts for which nothing is read.
+    /// Share of the experts for which nothing is waited.
     pub hit_rate: f64,
     pub tokens_per_s: f64,
     pub bytes_read_per_token: f64,
@@ -260,17 +261,18 @@ fn waited(needed: f64, missing: f64, read: f64, compute: f64) -> f64 {
 pub struct Beside {
     pub forecast: Forecast,
     pub tokens_per_s: f64,
-    pub bytes_read_per_token: f64,
+    /// Without those that were read ahead.
+    pub bytes_awaited_per_token: f64,
 }
 
 impl Beside {
     /// Of the passes that decoded, over texts of `positions` on average; None where there are
     /// none.
     pub fn of(work: &Workload, rates: &Rates<'_>, decode: &Passes, positions: f64) -> Option<Self> {
-        Pass::measured(decode, positions).map(|pass| Self {
+        Pass::measured(work, decode, positions).map(|pass| Self {
             forecast: Forecast::of(work, rates, &pass),
             tokens_per_s: decode.tokens_per_s(),
-            bytes_read_per_token: decode.bytes_per_token(),
+            bytes_awaited_per_token: decode.per_token(decode.bytes_awaited()),
         })
     }
 }
@@ -281,10 +283,13 @@ impl fmt::Display for Beside {
         writeln!(f, "a token        forecast    measured")?;
         writeln!(f, "tokens/s   {tokens_per_s:>12.2}{:>12.2}", self.tokens_per_s)?;
         let megabytes = |bytes: f64| format!("{:.2} MB", bytes * 1e-6);
-        let (forecast, measured) = (bytes_read_per_token, self.bytes_read_per_token);
-        writeln!(f, "read       {:>12}{:>12}", megabytes(forecast), megabytes(measured))?;
+        let (forecast, measured) = (bytes_read_per_token, self.bytes_awaited_per_token);
+        writeln!(f, "awaited    {:>12}{:>12}", megabytes(forecast), megabytes(measured))?;
         let hits = 100.0 * hit_rate;
-        writeln!(f, "forecast for {hits:.1}% of experts not read, as measured; limited by {limit}")
+        writeln!(
+            f,
+            "forecast for {hits:.1}% of experts not waited for, as measured; limited by {limit}"
+        )
     }
 }
 
@@ -381,19 +386,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_ahead_is_no_hit_of_the_forecast() {
+    fn what_was_read_ahead_is_not_waited_for() {
         let passes = Passes {
             passes: 4,
             tokens: 8,
             seconds: 2.0,
             hits: 60,
             misses: 40,
-            late: 10,
-            read_ahead: 30,
-            bytes_read: 8_000_000,
+            bytes_read: 8_000_000_000,
+            bytes_ahead: 500_000_000,
             ..Passes::default()
         };
-        let pass = Pass::measured(&passes, 0.0).unwrap();
+        let pass = Pass::measured(&work(), &passes, 0.0).unwrap();
         assert_eq!((pass.rows, pass.needed, pass.fetched), (2.0, 25.0, 15.0));
         close(pass.hit_rate(), 0.4);
         let compute = compute();
@@ -401,8 +405,8 @@ mod tests {
         let beside = Beside::of(&work(), &rates, &passes, 0.0).unwrap();
         close(beside.forecast.bytes_read_per_token, 15.0 * 1.25e8 / 2.0);
         let text = beside.to_string();
-        assert!(text.contains("4.00") && text.contains("1.00 MB"), "{text}");
-        assert!(text.contains("40.0% of experts not read"), "{text}");
+        assert!(text.contains("4.00") && text.contains("937.50 MB"), "{text}");
+        assert!(text.contains("40.0% of experts not waited for"), "{text}");
         assert!(Beside::of(&work(), &rates, &Passes::default(), 0.0).is_none());
     }
 }

@@ -1,9 +1,11 @@
 //! Which experts the next layer will likely choose, and whether reading them ahead pays.
 //!
-//! A guess costs little; a wrong read costs the disk a block's time and a slot. So every predictor
-//! is always measured, against what the gates then choose, and may read only while enough of what
-//! it would have read was used. What was guessed changes when bytes come, never what is computed.
+//! A guess costs little, and it is read only while the disk would rest; but a wrong one takes a slot,
+//! and bytes. So every predictor is always measured, against what the gates then choose, and may read
+//! only what was right often enough of late. What was guessed changes when bytes come, never what is
+//! computed.
 
+use super::figures::Passes;
 use super::habits::Habits;
 use crate::base::{Error, Result};
 use crate::model::forward::{Forward, Routes};
@@ -11,7 +13,6 @@ use crate::model::kernels::linear::Work;
 use serde::Serialize;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 /// How the next layer's experts are guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -61,89 +62,72 @@ pub struct Tally {
     pub chosen: u64,
     /// Guessed and then chosen: over `guessed` the precision, over `chosen` the recall.
     pub right: u64,
-    /// Read ahead, and those of them that were then chosen.
-    pub read: u64,
+    /// Guessed, not in memory, and thought worth reading; and those of them that were then chosen.
+    pub wanted: u64,
     pub useful: u64,
 }
 
 impl Tally {
-    /// The line that people read; empty where nothing was guessed.
-    pub fn line(&self) -> String {
+    /// The lines that people read; empty where nothing was guessed. `read`: what was read ahead.
+    pub fn lines(&self, read: &Passes) -> String {
         if self.guessed == 0 {
             return String::new();
         }
         let share = |part: u64, of: u64| 100.0 * part as f64 / of.max(1) as f64;
         format!(
-            "predictor: {:.0}% of guesses right, {:.0}% of choices guessed; {} experts read ahead, \
-             {} of them used\n",
+            "predictor: {:.0}% of guesses right, {:.0}% of choices guessed\n\
+             read ahead: {} of {} experts that were worth it, {:.1} MB of use and {:.1} MB in vain\n",
             share(self.right, self.guessed),
             share(self.right, self.chosen),
-            self.read,
-            self.useful,
+            read.read_ahead,
+            self.wanted,
+            read.bytes_ahead.saturating_sub(read.bytes_in_vain) as f64 * 1e-6,
+            read.bytes_in_vain as f64 * 1e-6,
         )
     }
 }
 
 /// Weight of the newest layer in what is averaged.
 const NEWEST: f64 = 0.02;
-/// Share of reads ahead that is taken to be used before anything was seen: too small to pay.
+/// Share of guesses that is taken to be right before any was judged: too small to pay.
 const UNKNOWN: f64 = 0.3;
+/// Share of guesses that has to be right. A guess is read in time that the disk has to spare, so a
+/// wrong one costs little time; but it takes a slot from a block that had earned it.
+const PAYS: f64 = 0.5;
 
-/// Measures a predictor and says how much it may read.
+/// Measures a predictor and says which of its guesses are worth reading ahead.
 ///
-/// Between the arrival of a layer's experts and the next gate the disk has nothing to do. A read
-/// ahead saves at most that time, where it is used; where it is not, it keeps the disk from what is
-/// needed for as long as a read takes. So reads ahead pay up to as many as end in that time, at least
-/// one, while share · saved ≥ (1 − share) · read.
-#[derive(Debug, Clone, Copy)]
+/// Among guesses that are not in memory those that the predictor thinks likeliest are right far more
+/// often than the last, so each rank has a share of its own; and the more rows a pass has, the more
+/// experts it chooses, so each doubling of rows has.
+#[derive(Debug, Clone, Default)]
 pub struct Governor {
-    /// Running share of what was, or would have been, read ahead and then used.
-    share: f64,
-    /// Running seconds that the disk has nothing to do before a gate, and that a read of an expert
-    /// takes; None: not seen yet.
-    free: Option<f64>,
-    read: Option<f64>,
-}
-
-impl Default for Governor {
-    fn default() -> Self {
-        Self { share: UNKNOWN, free: None, read: None }
-    }
+    /// By doublings of rows and by rank: the running share of guesses that were right.
+    shares: Vec<Vec<f64>>,
 }
 
 impl Governor {
-    /// Reads that end while the disk is free, by what was seen so far.
-    fn fit(&self) -> f64 {
-        match (self.free, self.read) {
-            (Some(free), Some(read)) if read > 0.0 => free / read,
-            _ => 1.0,
+    fn share(&mut self, rows: usize, rank: usize) -> &mut f64 {
+        let class = rows.max(1).ilog2() as usize;
+        if self.shares.len() <= class {
+            self.shares.resize(class + 1, Vec::new());
         }
-    }
-
-    /// Experts that are considered for a layer.
-    pub fn most(&self) -> usize {
-        self.fit().max(1.0) as usize
-    }
-
-    pub fn pays(&self) -> bool {
-        let saved = self.fit().min(1.0);
-        self.share * saved >= 1.0 - self.share
-    }
-
-    /// Of `lacking` experts that were guessed, considered and not in memory, `used` were chosen.
-    pub fn learn(&mut self, lacking: usize, used: usize) {
-        if lacking > 0 {
-            self.share += NEWEST * (used as f64 / lacking as f64 - self.share);
+        let shares = &mut self.shares[class];
+        if shares.len() <= rank {
+            shares.resize(rank + 1, UNKNOWN);
         }
+        &mut shares[rank]
     }
 
-    /// `reads` experts came in `waited`, and from then on it took `free` to the next gate that lacked
-    /// some.
-    pub fn time(&mut self, reads: usize, waited: Duration, free: Duration) {
-        let average =
-            |old: Option<f64>, new: f64| old.map_or(new, |old| old + NEWEST * (new - old));
-        self.read = Some(average(self.read, waited.as_secs_f64() / reads.max(1) as f64));
-        self.free = Some(average(self.free, free.as_secs_f64()));
+    /// Whether guesses of this rank, 0 the likeliest, are read in passes of so many rows.
+    pub fn pays(&mut self, rows: usize, rank: usize) -> bool {
+        *self.share(rows, rank) >= PAYS
+    }
+
+    /// A guess that was not in memory was judged.
+    pub fn learn(&mut self, rows: usize, rank: usize, right: bool) {
+        let share = self.share(rows, rank);
+        *share += NEWEST * (f64::from(u8::from(right)) - *share);
     }
 }
 
@@ -155,16 +139,15 @@ pub struct Foresight {
     governor: Governor,
     habits: Arc<Mutex<Habits>>,
     routes: Routes,
+    /// Rows of the pass.
+    rows: usize,
     /// What was guessed for the layer at hand, ascending, and the likeliest first.
     guess: Vec<usize>,
     ranked: Vec<usize>,
     weighed: Vec<(f32, usize)>,
-    /// The likeliest that were not in memory, as many as may be read ahead, and whether they were.
-    lacking: Vec<usize>,
-    read: bool,
-    /// When a gate lacked experts, and how many; when they had come.
-    asked: Option<(Instant, usize)>,
-    came: Option<(Instant, usize, Duration)>,
+    /// Those of them that were not in memory, the likeliest first, each with its rank and whether it
+    /// was worth reading.
+    lacking: Vec<(usize, usize, bool)>,
     /// What the layer before chose.
     before: Vec<usize>,
     tally: Tally,
@@ -179,13 +162,11 @@ impl Foresight {
             governor: Governor::default(),
             habits,
             routes: Routes::default(),
+            rows: 0,
             guess: Vec::new(),
             ranked: Vec::new(),
             weighed: Vec::new(),
             lacking: Vec::new(),
-            read: false,
-            asked: None,
-            came: None,
             before: Vec::new(),
             tally: Tally::default(),
         }
@@ -197,27 +178,26 @@ impl Foresight {
 
     /// Layer `layer` chose `chosen` (ascending): judges what was guessed for it.
     pub fn chose(&mut self, layer: usize, chosen: &[usize]) {
-        let used = |expert: &&usize| chosen.binary_search(expert).is_ok();
+        let used = |expert: &usize| chosen.binary_search(expert).is_ok();
         if self.kind != PredictorKind::None && layer > 0 {
-            let useful = self.lacking.iter().filter(used).count();
-            self.governor.learn(self.lacking.len(), useful);
-            self.tally.guessed += self.guess.len() as u64;
-            self.tally.right += self.guess.iter().filter(used).count() as u64;
-            self.tally.chosen += chosen.len() as u64;
-            if self.read {
-                self.tally.read += self.lacking.len() as u64;
-                self.tally.useful += useful as u64;
+            for (rank, expert, worth) in self.lacking.drain(..) {
+                let right = used(&expert);
+                self.governor.learn(self.rows, rank, right);
+                self.tally.wanted += u64::from(worth);
+                self.tally.useful += u64::from(worth && right);
             }
+            self.tally.guessed += self.guess.len() as u64;
+            self.tally.right += self.guess.iter().filter(|expert| used(expert)).count() as u64;
+            self.tally.chosen += chosen.len() as u64;
         }
         locked(&self.habits).note(layer, &self.before, chosen);
         self.guess.clear();
         self.lacking.clear();
-        self.read = false;
         self.before.clear();
         self.before.extend_from_slice(chosen);
     }
 
-    /// Guesses the experts of `layer` from the residual stream of the layer before, ascending.
+    /// Guesses the experts of `layer` from the residual stream of the layer before, `rows` of it, ascending.
     ///
     /// # Errors
     /// As [`Forward::guess`].
@@ -225,9 +205,11 @@ impl Foresight {
         &mut self,
         forward: &Forward,
         layer: usize,
+        rows: usize,
         x_th: &[f32],
         work: &mut Work,
     ) -> Result<&[usize]> {
+        self.rows = rows;
         self.ranked.clear();
         match self.kind {
             PredictorKind::None => {}
@@ -248,30 +230,18 @@ impl Foresight {
         Ok(&self.guess)
     }
 
-    /// `lacking` of what was guessed (ascending) are not in memory; which are to be read ahead.
-    pub fn lacks(&mut self, lacking: &[usize]) -> Option<Vec<usize>> {
-        let absent = self.ranked.iter().filter(|expert| lacking.binary_search(expert).is_ok());
+    /// `lacking` of what was guessed (ascending) are not in memory; which are to be read ahead, the
+    /// likeliest first.
+    pub fn lacks(&mut self, lacking: &[usize]) -> Vec<usize> {
         self.lacking.clear();
-        self.lacking.extend(absent.take(self.governor.most()));
-        self.read = !self.lacking.is_empty() && self.governor.pays();
-        self.read.then(|| self.lacking.clone())
-    }
-
-    /// A gate has chosen `missing` experts, over 0, that are not in memory.
-    pub fn asks(&mut self, missing: usize) {
-        let now = Instant::now();
-        if let Some((came, reads, waited)) = self.came.take() {
-            self.governor.time(reads, waited, now - came);
+        for (rank, expert) in self.ranked.iter().enumerate() {
+            if lacking.binary_search(expert).is_ok() {
+                let worth = self.governor.pays(self.rows, rank);
+                self.lacking.push((rank, *expert, worth));
+            }
         }
-        self.asked = Some((now, missing));
-    }
-
-    /// All that the last gate lacked has come.
-    pub fn arrived(&mut self) {
-        if let Some((asked, reads)) = self.asked.take() {
-            let now = Instant::now();
-            self.came = Some((now, reads, now - asked));
-        }
+        let worth = self.lacking.iter().filter(|(_, _, worth)| *worth);
+        worth.map(|(_, expert, _)| *expert).collect()
     }
 }
 
@@ -286,31 +256,19 @@ mod tests {
     use crate::model::family::Family;
 
     #[test]
-    fn a_predictor_reads_only_while_it_is_right_often_enough() {
+    fn a_rank_is_read_while_it_is_right_often_enough() {
         let mut governor = Governor::default();
-        assert!(!governor.pays(), "trust is earned");
-        (0..100).for_each(|_| governor.learn(4, 4));
-        assert!(governor.pays());
-        assert_eq!(governor.most(), 1, "one at a time, before reads were timed");
-        (0..100).for_each(|_| governor.learn(4, 1));
-        assert!(!governor.pays());
-        let before = governor.share;
-        governor.learn(0, 0);
-        assert_eq!(governor.share, before, "what is in memory says nothing about reads");
-    }
-
-    #[test]
-    fn a_slow_disk_has_to_be_asked_more_carefully() {
-        let ms = Duration::from_millis;
-        let governor = |free, share| {
-            let mut governor = Governor { share, ..Governor::default() };
-            governor.time(2, ms(20), ms(free));
-            governor
-        };
-        // A read takes 10 ms. Seven of ten used: saves 0.7 of the free time, costs 3 ms.
-        assert!(governor(5, 0.7).pays() && !governor(4, 0.7).pays());
-        assert!(governor(40, 0.5).pays() && !governor(40, 0.49).pays());
-        assert_eq!([4, 19, 40].map(|free| governor(free, 0.7).most()), [1, 1, 4]);
+        assert!(!governor.pays(1, 0), "trust is earned");
+        for _ in 0..200 {
+            governor.learn(1, 0, true);
+            governor.learn(1, 5, false);
+        }
+        assert!(governor.pays(1, 0) && !governor.pays(1, 5));
+        assert!(!governor.pays(1, 1), "never judged");
+        assert!(!governor.pays(2, 0), "two rows choose otherwise");
+        // Right in every third case is too little.
+        (0..300).for_each(|nth| governor.learn(1, 0, nth % 3 == 0));
+        assert!(!governor.pays(1, 0));
     }
 
     #[test]
@@ -318,14 +276,26 @@ mod tests {
         let config = ModelConfig { layers: 2, experts: 8, ..ModelConfig::of_family(Family::Olmoe) };
         let habits = Arc::new(Mutex::new(Habits::new(&config, false)));
         let mut foresight = Foresight::new(PredictorKind::GateLookahead, 2, habits);
-        (0..200).for_each(|_| foresight.governor.learn(1, 1));
+        foresight.rows = 1;
+        for rank in [0, 1] {
+            (0..200).for_each(|_| foresight.governor.learn(1, rank, true));
+        }
         foresight.chose(0, &[0, 1]);
         foresight.guess = vec![2, 5, 7];
-        foresight.ranked = vec![5, 2, 7];
-        assert_eq!(foresight.lacks(&[5, 7]), Some(vec![5]), "the likeliest alone");
-        foresight.chose(1, &[2, 3]);
-        let expected = Tally { guessed: 3, chosen: 2, right: 1, read: 1, useful: 0 };
-        assert_eq!(foresight.tally(), expected);
+        foresight.ranked = vec![2, 5, 7];
+        assert_eq!(foresight.lacks(&[5, 7]), [5], "the third rank was never judged");
+        foresight.chose(1, &[2, 5]);
+        let tally = foresight.tally();
+        assert_eq!(tally, Tally { guessed: 3, chosen: 2, right: 2, wanted: 1, useful: 1 });
+        let read = Passes {
+            read_ahead: 1,
+            bytes_ahead: 3_000_000,
+            bytes_in_vain: 1_000_000,
+            ..Passes::default()
+        };
+        let text = tally.lines(&read);
+        assert!(text.contains("67% of guesses right, 100% of choices guessed"), "{text}");
+        assert!(text.contains("2.0 MB of use and 1.0 MB in vain"), "{text}");
     }
 
     #[test]

@@ -57,6 +57,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Guesses that are read at once: one, and one that follows without a pause.
+const GUESSES: u32 = 2;
 /// How long the disk may take after a failure elsewhere.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -115,7 +117,9 @@ impl Generator {
         let settings = Settings::new(options, &needs, &plan, &io, huge_pages, recalled, &source);
         let MemoryPlan { ledger, embedding_in_file, .. } = plan;
         let habits = Arc::new(Mutex::new(habits));
-        let cache = Cache::new(Hierarchy::new(&[class], &options.policy)?, arena);
+        let mut hierarchy = Hierarchy::new(&[class], &options.policy)?;
+        hierarchy.guess(GUESSES);
+        let cache = Cache::new(hierarchy, arena);
         let inbox = Arc::new(Inbox::default());
         let (tell, said) = unbounded();
         let predictor = settings.effective.predictor;

@@ -9,6 +9,7 @@ use super::memory::{self, MemoryPlan, Needs};
 use super::opening;
 use super::options::Options;
 use crate::base::Result;
+use crate::base::program::give_back_unused;
 use crate::model::checkpoint::Source;
 use crate::model::config::ModelConfig;
 use crate::model::forward::Forward;
@@ -40,6 +41,10 @@ impl Opened {
     pub fn new(options: &Options) -> Result<Self> {
         tune_allocator()?;
         options.check()?;
+        // Who promises no figure may as well find these pages there at the next start.
+        if options.memory.is_some() {
+            give_back_unused();
+        }
         let program = memory::resident_memory()?;
         let (source, index) = match &options.index {
             Some(cache) => {

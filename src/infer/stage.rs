@@ -137,7 +137,6 @@ impl DecodeStage {
             self.parts.forward.embed(&self.pass.tokens, &mut self.pass.x_th)?;
         } else {
             self.mix.add_to(&mut self.pass.x_th, &mut self.work)?;
-            self.foresight.arrived();
         }
         for layer in from..layers {
             let parts = &mut self.parts;
@@ -180,7 +179,6 @@ impl DecodeStage {
         let experts: Vec<usize> = absent.map(|(block, _)| usize::from(block.expert)).collect();
         let missing = !experts.is_empty();
         if missing {
-            self.foresight.asks(experts.len());
             self.parts.herald.tell(task, Fact::Missing { layer, experts, next_use });
         }
         missing
@@ -192,14 +190,16 @@ impl DecodeStage {
         if none || layer >= self.parts.forward.config().layers {
             return Ok(());
         }
-        let x_th = &self.pass.x_th;
-        let guess = self.foresight.guess(&self.parts.forward, layer, x_th, &mut self.work)?;
+        let Rows { rows, x_th, .. } = &self.pass;
+        let forward = &self.parts.forward;
+        let guess = self.foresight.guess(forward, layer, rows.len(), x_th, &mut self.work)?;
         self.blocks.clear();
         self.blocks.extend(guess.iter().map(|expert| BlockId::weights(layer, *expert)));
         self.parts.cache.lacking(&self.blocks, &mut self.lacking);
         self.chosen.clear();
         self.chosen.extend(self.lacking.iter().map(|block| usize::from(block.expert)));
-        if let Some(experts) = self.foresight.lacks(&self.chosen) {
+        let experts = self.foresight.lacks(&self.chosen);
+        if !experts.is_empty() {
             self.parts.herald.tell(task, Fact::Likely { layer, experts });
         }
         Ok(())

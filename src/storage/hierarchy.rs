@@ -3,7 +3,7 @@
 //! ```text
 //! acquire, release, prefetch, flush ─▶ ┌───────────┐ ─▶ grant, fail, flushed
 //!                                      │ Hierarchy │
-//!           loaded, written, failed ─▶ └───────────┘ ─▶ load, promote, write, drop
+//!           loaded, written, failed ─▶ └───────────┘ ─▶ load, promote, give up, write, drop
 //! ```
 //!
 //! The laws it keeps: a block is granted only when it is resident, and slots are all there ever is
@@ -23,6 +23,7 @@
 mod admit;
 mod class;
 mod flusher;
+mod guess;
 mod lease;
 mod message;
 mod minimum;
@@ -32,7 +33,7 @@ mod stats;
 mod table;
 mod transfer;
 
-pub use message::{Access, Cause, Event, Move, Outcome, SlotClass, SlotId, Want};
+pub use message::{Access, Cause, Event, Haste, Move, Outcome, SlotClass, SlotId, Want};
 pub use minimum::Minimum;
 pub use stats::{ClassSnapshot, PartStats, Snapshot, Stats};
 pub use table::BlockMap;
@@ -85,6 +86,8 @@ pub struct Hierarchy {
     /// Speculative loads under way that nobody waits for yet, and how many there may be.
     speculating: u32,
     most_speculating: u32,
+    /// Why prefetches are read.
+    ahead: Haste,
     /// Acquires so far, to mark entries with.
     acquires: u64,
 }
@@ -132,6 +135,7 @@ impl Hierarchy {
             recorder: None,
             speculating: 0,
             most_speculating: u32::MAX,
+            ahead: Haste::Foreseen,
             acquires: 0,
         })
     }
@@ -169,6 +173,7 @@ impl Hierarchy {
             Event::Prefetch { block, use_at } => self.prefetch(block, use_at)?,
             Event::Plan { block, next_use } => self.plan(block, next_use),
             Event::Loaded { block } => self.loaded(block, moves)?,
+            Event::GivenUp { block } => self.given_up(block, moves)?,
             Event::Written { block } => self.written(block, moves)?,
             Event::Failed { block } => self.failed(block, moves)?,
             Event::Flush => self.flush(),

@@ -12,7 +12,9 @@
 
 use super::arena::Arena;
 use super::disk::{IoBuf, IoDone, IoEffective, IoOp, IoOptions, IoRequest, IoService};
-use super::hierarchy::{Event, Hierarchy, Move, Outcome, SlotClass, SlotId, Snapshot, Stats, Want};
+use super::hierarchy::{
+    Event, Haste, Hierarchy, Move, Outcome, SlotClass, SlotId, Snapshot, Stats, Want,
+};
 use super::lease::{Lease, Pinned};
 use super::policy::PolicyConfig;
 use super::store::{Located, Store};
@@ -179,10 +181,11 @@ impl Tiers {
 
     fn carry_out(&mut self, step: Move) -> Result<()> {
         match step {
-            Move::Load { block, slot, urgent } => {
+            Move::Load { block, slot, haste } => {
                 let located = self.store.locate(block)?.ok_or_else(|| {
                     Error::input("the store holds no such block").with("block", block)
                 })?;
+                let urgent = haste == Haste::Asked;
                 self.submit(IoOp::Read, Transfer::Load(block, located), slot, urgent)
             }
             Move::Write { block, slot, urgent, .. } => {
@@ -196,6 +199,8 @@ impl Tiers {
                 let tag = self.transfers.iter().find(|(_, t)| loads(t)).map(|(tag, _)| *tag);
                 tag.map_or(Ok(()), |tag| self.io.promote(tag))
             }
+            // Blocks are foreseen here, not guessed: they are all read.
+            Move::GiveUp { .. } => Ok(()),
             Move::Drop { block } => self.store.drop_scratch(block),
             Move::Grant { slots, .. } => {
                 self.granted = Some(slots);

@@ -19,4 +19,5 @@ mod ranks_memory;
 mod ranks_planner;
 mod ranks_world;
 mod tiers_chance;
+mod tiers_hints;
 mod tiers_world;

@@ -125,6 +125,7 @@ impl Tiered {
                 Move::Grant { ticket, .. } => self.granted.push(ticket),
                 Move::Fail { block, cause, .. } => panic!("{block} cannot be had: {cause:?}"),
                 Move::Promote { .. }
+                | Move::GiveUp { .. }
                 | Move::Drop { .. }
                 | Move::Flushed { .. }
                 | Move::FlushFailed { .. } => {}

@@ -43,24 +43,26 @@ enum Io {
     Write { slot: SlotId, value: u64, era: u64 },
 }
 
-struct Ticket {
-    wants: Vec<(BlockId, Access)>,
-    slots: Option<Vec<(BlockId, SlotId)>>,
+pub(crate) struct Ticket {
+    pub(crate) wants: Vec<(BlockId, Access)>,
+    pub(crate) slots: Option<Vec<(BlockId, SlotId)>>,
 }
 
 pub struct World {
-    setup: Setup,
-    rng: Rng,
-    hierarchy: Hierarchy,
+    pub(crate) setup: Setup,
+    pub(crate) rng: Rng,
+    pub(crate) hierarchy: Hierarchy,
     budget: u64,
-    time: u64,
+    pub(crate) time: u64,
     next_ticket: u64,
     memory: BTreeMap<SlotId, Bytes>,
     /// What the disk has of a block: value by era.
     disk: BTreeMap<BlockId, BTreeMap<u64, u64>>,
     truth: BTreeMap<BlockId, u64>,
     io: BTreeMap<BlockId, Io>,
-    tickets: BTreeMap<u64, Ticket>,
+    /// Loads that may end before their time.
+    given_up: BTreeSet<BlockId>,
+    pub(crate) tickets: BTreeMap<u64, Ticket>,
     flushes: u64,
     /// For each open flush, what the committed state must be.
     promised: BTreeMap<u64, BTreeMap<BlockId, u64>>,
@@ -68,7 +70,7 @@ pub struct World {
     pub served: usize,
 }
 
-const PARTS: [Part; 3] = [Part::Weights, Part::State, Part::Grad];
+pub(crate) const PARTS: [Part; 3] = [Part::Weights, Part::State, Part::Grad];
 
 impl World {
     pub fn new(setup: &Setup) -> Self {
@@ -84,13 +86,18 @@ impl World {
             5 => Box::new(Random::new(seed)),
             _ => Box::new(Liar(Rng(seed))),
         });
+        let mut hierarchy = hierarchy.unwrap();
+        // In every other world prefetches are guesses.
+        if seed % 2 == 1 {
+            hierarchy.guess(2);
+        }
         let durable = PARTS.into_iter().filter(|part| part.is_durable());
         let blocks: Vec<_> =
             durable.flat_map(|p| (0..setup.blocks).map(move |e| BlockId::new(0, e, p))).collect();
         Self {
             setup: setup.clone(),
             rng: Rng(seed),
-            hierarchy: hierarchy.unwrap(),
+            hierarchy,
             budget: classes.iter().map(|c| c.slot_bytes * u64::from(c.slots)).sum(),
             time: 0,
             next_ticket: 0,
@@ -98,6 +105,7 @@ impl World {
             disk: blocks.iter().map(|b| (*b, BTreeMap::from([(0, 0)]))).collect(),
             truth: blocks.iter().map(|b| (*b, 0)).collect(),
             io: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             tickets: BTreeMap::new(),
             flushes: 0,
             promised: BTreeMap::new(),
@@ -142,9 +150,13 @@ impl World {
         }
     }
 
-    fn on(&mut self, event: Event) {
+    pub(crate) fn on(&mut self, event: Event) {
         let mut moves = Vec::new();
         self.hierarchy.on(event, &mut moves).unwrap();
+        self.see(moves);
+    }
+
+    pub(crate) fn see(&mut self, moves: Vec<Move>) {
         assert!(self.hierarchy.resident_bytes() <= self.budget, "law 1: over budget");
         for step in moves {
             self.check(step);
@@ -160,7 +172,17 @@ impl World {
                 assert!(self.disk.contains_key(&block), "{block} is not on disk");
             }
             Move::Promote { block } => {
-                assert!(matches!(self.io.get(&block), Some(Io::Load { .. })))
+                assert!(matches!(self.io.get(&block), Some(Io::Load { .. })));
+                assert!(!self.given_up.contains(&block));
+            }
+            Move::GiveUp { block } => {
+                assert!(self.setup.seed % 2 == 1, "only guesses are given up");
+                let waiting = self.tickets.values().filter(|ticket| ticket.slots.is_none());
+                let mut wants = waiting.flat_map(|ticket| &ticket.wants);
+                assert!(wants.all(|(wanted, _)| *wanted != block), "{block} is waited for");
+                if matches!(self.io.get(&block), Some(Io::Load { .. })) {
+                    self.given_up.insert(block);
+                }
             }
             Move::Write { block, slot, era, .. } => {
                 let Bytes { block: there, value } = self.memory[&slot];
@@ -362,6 +384,7 @@ impl World {
         };
         let (block, io) = self.io.iter().nth(pick).map(|(b, io)| (*b, *io)).unwrap();
         self.io.remove(&block);
+        let given_up = self.given_up.remove(&block);
         if self.rng.chance(self.setup.faults) {
             if let Io::Load { slot } = io {
                 self.memory.remove(&slot);
@@ -370,6 +393,10 @@ impl World {
             return;
         }
         match io {
+            Io::Load { slot } if given_up && self.rng.chance(60) => {
+                self.memory.remove(&slot);
+                self.on(Event::GivenUp { block });
+            }
             Io::Load { slot } => {
                 let value = self.newest_on_disk(block).unwrap();
                 self.memory.insert(slot, Bytes { block, value });
@@ -383,25 +410,6 @@ impl World {
                 self.disk.entry(block).or_default().insert(era, value);
                 self.on(Event::Written { block });
             }
-        }
-    }
-
-    /// Says something that binds nobody. Cancelling would break a deadlock up: it has to stop
-    /// before the end.
-    fn hint(&mut self, may_cancel: bool) {
-        let part = PARTS[self.rng.below(3)];
-        let block = BlockId::new(0, self.rng.below(self.setup.blocks), part);
-        let at = self.time + self.rng.draw() % 30;
-        match self.rng.below(7) {
-            0 => self.on(Event::Plan { block, next_use: at }),
-            1 if may_cancel => {
-                let waiting = self.tickets.iter().find(|(_, t)| t.slots.is_none());
-                if let Some(ticket) = waiting.map(|(id, _)| *id) {
-                    self.tickets.remove(&ticket);
-                    self.on(Event::Cancel { ticket });
-                }
-            }
-            _ => self.on(Event::Prefetch { block, use_at: at }),
         }
     }
 

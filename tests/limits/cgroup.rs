@@ -41,6 +41,14 @@ impl Cgroup {
         drop(fs::write(self.dir.join(self.peak), "0"));
     }
 
+    /// Bytes of page cache that are charged now.
+    pub fn cached(&self) -> u64 {
+        let stat = fs::read_to_string(self.dir.join("memory.stat")).unwrap();
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let cache = lines.find(|(name, _)| ["cache", "file"].contains(name)).unwrap();
+        cache.1.parse().unwrap()
+    }
+
     /// The most bytes that were charged: anonymous memory, page cache, and the kernel's.
     pub fn peak(&self) -> u64 {
         fs::read_to_string(self.dir.join(self.peak)).unwrap().trim().parse().unwrap()

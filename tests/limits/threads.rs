@@ -49,15 +49,27 @@ fn threads_within_what_is_said() {
         ("ranks", &["actors.expert.threads=2", "parallel.expert=2"], 2, 0),
     ];
     for (name, sets, compute, optimizer) in cases {
-        // Helpers come and go with the regions that they help in: long enough to be seen.
-        let sets = [sets, &["train.steps=12"]].concat();
-        let (most, at_once, said) = threads(dir.path(), name, &sets);
-        println!("{name}: {at_once} of {said}: {most:?}");
-        assert!(at_once <= said, "{name}: {at_once} threads of {said}: {most:?}");
+        // Helpers come and go with the regions that they help in, and other tests hold the cores: a
+        // run that was too short to be seen with all of them is followed by a longer one.
+        let mut most = BTreeMap::new();
+        for steps in ["train.steps=12", "train.steps=50", "train.steps=200"] {
+            let sets = [sets, &[steps]].concat();
+            let (seen, at_once, said) = threads(dir.path(), &format!("{name}-{steps}"), &sets);
+            println!("{name}: {at_once} of {said}: {seen:?}");
+            assert!(at_once <= said, "{name}: {at_once} threads of {said}: {seen:?}");
+            most = seen;
+            if of(&most, "executor") >= compute && of(&most, "optimizer") >= optimizer {
+                break;
+            }
+        }
         // Helpers bear the name of the thread that they help. (So does, for a moment, every thread
         // that another one starts, but executors and optimizers start no others.)
-        let of = |name: &str| most.get(name).copied().unwrap_or_default();
-        assert_eq!(of("rank0-executor"), compute, "{name}: {most:?}");
-        assert_eq!(of("rank0-optimizer"), optimizer, "{name}: {most:?}");
+        assert_eq!(of(&most, "executor"), compute, "{name}: {most:?}");
+        assert_eq!(of(&most, "optimizer"), optimizer, "{name}: {most:?}");
     }
+}
+
+/// How many of rank 0's threads bear an actor's name.
+fn of(most: &BTreeMap<String, usize>, actor: &str) -> usize {
+    most.get(&format!("rank0-{actor}")).copied().unwrap_or_default()
 }

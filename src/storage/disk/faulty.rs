@@ -89,6 +89,8 @@ impl Engine for Gone {
 
     fn promote(&self, _tag: u64) {}
 
+    fn give_up(&self, _tag: u64) {}
+
     fn stop(&mut self) {}
 }
 
@@ -120,6 +122,10 @@ impl Engine for Failing {
         self.inner.promote(tag);
     }
 
+    fn give_up(&self, tag: u64) {
+        self.inner.give_up(tag);
+    }
+
     fn stop(&mut self) {
         self.inner.stop();
     }
@@ -140,7 +146,8 @@ fn twin(
 fn answer(request: &IoRequest, result: Result<u32>, started: Instant) -> IoDone {
     let bytes = if result.is_ok() { request.extent.len } else { 0 };
     let finished = Instant::now();
-    IoDone { tag: request.tag, op: request.op, bytes, result, started, finished }
+    let (tag, op) = (request.tag, request.op);
+    IoDone { tag, op, bytes, idle: 0, result, given_up: false, started, finished }
 }
 
 struct Noop {
@@ -157,6 +164,8 @@ impl Engine for Noop {
     }
 
     fn promote(&self, _tag: u64) {}
+
+    fn give_up(&self, _tag: u64) {}
 
     fn stop(&mut self) {}
 }
@@ -250,6 +259,8 @@ impl Engine for Faulty {
     }
 
     fn promote(&self, _tag: u64) {}
+
+    fn give_up(&self, _tag: u64) {}
 
     fn stop(&mut self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

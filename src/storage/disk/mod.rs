@@ -28,6 +28,8 @@ use std::time::Instant;
 
 /// Offsets and lengths of our own files are multiples of this; O_DIRECT needs it.
 pub const BLOCK_ALIGN: u64 = 4096;
+/// The urgency of what is transferred only while the device would rest.
+pub const IDLE: u64 = u64::MAX;
 
 /// A data file of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -116,7 +118,7 @@ pub struct IoRequest {
     pub extent: Extent,
     /// At least as long as the extent; its first `extent.len` bytes are used.
     pub buf: IoBuf,
-    /// Lower goes first: demand 0, speculative above.
+    /// Lower goes first: demand 0, what is foreseen above it, guesses [`IDLE`].
     pub urgency: u64,
     /// Whether the bytes' checksum is wanted. It is not where there is none to compare with, or
     /// where the bytes' user computes it while they are in the processor's cache.
@@ -141,8 +143,13 @@ pub struct IoDone {
     pub op: IoOp,
     /// Bytes that moved.
     pub bytes: u64,
+    /// Of these, as long as the request was [`IDLE`].
+    pub idle: u64,
     /// CRC32C (Castagnoli) of the whole extent's bytes; 0 where it was not asked for.
     pub result: Result<u32>,
+    /// Whether it ended before all of it had moved because it was given up; then the result is
+    /// well unless something failed before.
+    pub given_up: bool,
     /// When its first chunk was given to the device.
     pub started: Instant,
     pub finished: Instant,
@@ -195,6 +202,8 @@ trait Engine: Send + Sync {
     fn submit(&self, request: IoRequest) -> Result<()>;
     /// Gives a waiting request urgency 0; nothing if it is under way or done.
     fn promote(&self, tag: u64);
+    /// Ends a waiting request with what is under way; nothing if all of it is.
+    fn give_up(&self, tag: u64);
     /// Answers what was accepted, then ends the threads.
     fn stop(&mut self);
 }
@@ -300,6 +309,11 @@ impl IoService {
     pub fn promote(&self, tag: u64) -> Result<()> {
         self.engine.promote(tag);
         Ok(())
+    }
+
+    /// Transfers no more of a waiting request: nobody needs it. It is answered all the same.
+    pub fn give_up(&self, tag: u64) {
+        self.engine.give_up(tag);
     }
 
     /// What was put in place, and why where it differs from what was asked.

@@ -71,6 +71,12 @@ impl Engine for Pool {
 
     fn promote(&self, tag: u64) {
         self.shared.lock().queue.promote(tag);
+        self.shared.wake.notify_all();
+    }
+
+    fn give_up(&self, tag: u64) {
+        self.shared.lock().queue.give_up(tag);
+        self.shared.wake.notify_all();
     }
 
     fn stop(&mut self) {
@@ -92,6 +98,12 @@ impl Drop for Pool {
 fn serve(shared: &Shared) {
     let mut state = shared.lock();
     loop {
+        if let Some(ended) = state.queue.next_given_up() {
+            drop(state);
+            shared.parts.answer(ended);
+            state = shared.lock();
+            continue;
+        }
         let Some(chunk) = state.queue.next() else {
             if state.stopping {
                 return;

@@ -1,9 +1,11 @@
 //! What waits for the device: requests in order of urgency, cut into chunks.
 //!
 //! Pure: no threads, no files. Law: chunks of a more urgent request are given out before those
-//! of any other that is not yet with the device, and a request ends when its last chunk does.
+//! of any other that is not yet with the device, and a request ends when its last chunk does, or the
+//! last that it had when it was given up. An idle request has chunks only while the device has little
+//! to do, small and few, so that a demand that comes then hardly waits for them.
 
-use super::{DataFile, IoDone, IoOp, IoRequest, Lift, Meter, OnDone};
+use super::{DataFile, IDLE, IoDone, IoOp, IoRequest, Lift, Meter, OnDone};
 use crate::base::Error;
 use crate::base::checksum::{self, Joiner};
 use std::collections::{BTreeSet, HashMap};
@@ -11,6 +13,11 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+
+/// Chunks with the device below which an idle request may add one: enough to keep it working.
+const IDLE_DEPTH: usize = 4;
+/// The longest chunk of an idle request, in bytes.
+const IDLE_CHUNK: u64 = 256 << 10;
 
 /// What every engine is made of.
 pub(super) struct Parts {
@@ -74,6 +81,8 @@ pub(super) struct Chunk {
     pub enough: usize,
     /// Whether the bytes' checksum is wanted.
     pub check: bool,
+    /// Whether nobody waited for it when it was given out.
+    pub idle: bool,
 }
 
 // SAFETY: the pointer comes from an `IoBuf`, whose maker promised exclusive use until the request
@@ -106,7 +115,10 @@ struct Active {
     /// Checksum and length of each chunk; combined when all are there.
     crcs: Vec<(u32, usize)>,
     moved: u64,
+    /// Of these, while nobody waited.
+    idle: u64,
     error: Option<Error>,
+    given_up: bool,
     started: Option<Instant>,
 }
 
@@ -119,20 +131,33 @@ pub(super) struct Queue {
     active: HashMap<u64, Active>,
     /// (urgency, order of arrival) of requests that have chunks left to give out.
     waiting: BTreeSet<(u64, u64)>,
+    /// Chunks with the device.
+    under_way: usize,
+    /// Requests that were given up with nothing under way, to be answered.
+    given_up: Vec<u64>,
 }
 
 impl Queue {
     pub fn new(chunk: u64) -> Self {
-        let joiner = Joiner::default();
-        Self { chunk, joiner, next_key: 0, active: HashMap::new(), waiting: BTreeSet::new() }
+        Self {
+            chunk,
+            joiner: Joiner::default(),
+            next_key: 0,
+            active: HashMap::new(),
+            waiting: BTreeSet::new(),
+            under_way: 0,
+            given_up: Vec::new(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
         self.active.is_empty()
     }
 
-    pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    /// Whether [`Queue::next`] has a chunk to give.
+    pub fn has_next(&self) -> bool {
+        let first = self.waiting.first();
+        first.is_some_and(|(urgency, _)| *urgency < IDLE || self.under_way < IDLE_DEPTH)
     }
 
     pub fn push(&mut self, request: IoRequest, file: Target) {
@@ -146,10 +171,35 @@ impl Queue {
             under_way: 0,
             crcs: Vec::new(),
             moved: 0,
+            idle: 0,
             error: None,
+            given_up: false,
             started: None,
         };
         self.active.insert(key, active);
+    }
+
+    /// Gives out no more of waiting requests with this tag: they end with what is under way.
+    pub fn give_up(&mut self, tag: u64) {
+        for (key, active) in &mut self.active {
+            if active.request.tag == tag && self.waiting.remove(&(active.request.urgency, *key)) {
+                active.given = active.request.extent.len;
+                active.given_up = true;
+                if active.under_way == 0 {
+                    self.given_up.push(*key);
+                }
+            }
+        }
+    }
+
+    pub fn has_given_up(&self) -> bool {
+        !self.given_up.is_empty()
+    }
+
+    /// The answer to a request that was given up when nothing of it was under way.
+    pub fn next_given_up(&mut self) -> Option<Ended> {
+        let key = self.given_up.pop()?;
+        self.end(key)
     }
 
     /// Gives every waiting request with this tag urgency 0.
@@ -164,10 +214,14 @@ impl Queue {
 
     /// The next chunk for the device.
     pub fn next(&mut self) -> Option<Chunk> {
+        if !self.has_next() {
+            return None;
+        }
         let (urgency, key) = *self.waiting.first()?;
         let active = self.active.get_mut(&key)?;
         let extent = active.request.extent;
-        let len = self.chunk.min(extent.len - active.given) as usize;
+        let most = if urgency == IDLE { self.chunk.min(IDLE_CHUNK) } else { self.chunk };
+        let len = most.min(extent.len - active.given) as usize;
         let offset = extent.offset + active.given;
         let chunk = Chunk {
             request: key,
@@ -179,10 +233,12 @@ impl Queue {
             len,
             enough: len.min(active.file.end.saturating_sub(offset) as usize),
             check: active.request.check,
+            idle: urgency == IDLE,
         };
         active.crcs.push((0, len));
         active.given += len as u64;
         active.under_way += 1;
+        self.under_way += 1;
         active.started.get_or_insert_with(Instant::now);
         if active.given == extent.len {
             self.waiting.remove(&(urgency, key));
@@ -194,10 +250,12 @@ impl Queue {
     pub fn finish(&mut self, chunk: &Chunk, result: Result<u32, Error>) -> Option<Ended> {
         let active = self.active.get_mut(&chunk.request)?;
         active.under_way -= 1;
+        self.under_way -= 1;
         match result {
             Ok(crc) => {
                 active.crcs[chunk.index].0 = crc;
                 active.moved += chunk.enough as u64;
+                active.idle += if chunk.idle { chunk.enough as u64 } else { 0 };
             }
             Err(error) => {
                 // What was not given out stays where it is; the first cause is told.
@@ -209,20 +267,27 @@ impl Queue {
         if active.under_way > 0 || active.given < active.request.extent.len {
             return None;
         }
-        let active = self.active.remove(&chunk.request)?;
+        self.end(chunk.request)
+    }
+
+    fn end(&mut self, key: u64) -> Option<Ended> {
+        let active = self.active.remove(&key)?;
         let now = Instant::now();
         let result = match active.error {
             Some(error) => Err(error),
-            None if !active.request.check => Ok(0),
+            None if active.given_up || !active.request.check => Ok(0),
             None => Ok(self.joiner.join(active.crcs)),
         };
         let moves = |lift: &Lift| lift.from != lift.to;
-        let lift = active.request.lift.filter(|lift| moves(lift) && result.is_ok());
+        let whole = result.is_ok() && !active.given_up;
+        let lift = active.request.lift.filter(|lift| moves(lift) && whole);
         let done = IoDone {
             tag: active.request.tag,
             op: active.request.op,
             bytes: active.moved,
+            idle: active.idle,
             result,
+            given_up: active.given_up,
             started: active.started.unwrap_or(now),
             finished: now,
         };

@@ -172,6 +172,87 @@ fn the_queue_gives_urgent_chunks_first() {
 }
 
 #[test]
+fn idle_requests_have_few_small_chunks_and_go_on_in_large_ones_once_they_are_waited_for() {
+    let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+    let mut queue = queue::Queue::new(1 << 20);
+    queue.push(request(1, IoOp::Read, &mut memory, IDLE), target());
+    let idle: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+    assert_eq!(idle.iter().map(|chunk| chunk.len).collect::<Vec<_>>(), [256 << 10; 4]);
+    assert!(!queue.has_next(), "the device has enough to do");
+    assert!(queue.finish(&idle[0], Ok(0)).is_none());
+    assert!(queue.has_next());
+    // What is asked for goes first, and leaves no room for more of a guess.
+    queue.push(request(2, IoOp::Read, &mut memory, 0), target());
+    let asked: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+    assert_eq!(asked.iter().map(|c| (c.request, c.len)).collect::<Vec<_>>(), [(1, 1 << 20); 3]);
+    queue.promote(1);
+    let rest: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+    assert_eq!(rest.iter().map(|c| (c.request, c.len)).collect::<Vec<_>>(), [(0, 1 << 20); 2]);
+    for chunk in idle[1..].iter().chain(&asked).chain(&rest[..1]) {
+        queue.finish(chunk, Ok(0));
+    }
+    let done = queue.finish(&rest[1], Ok(0)).unwrap().done;
+    assert_eq!((done.tag, done.bytes, done.idle, done.given_up), (1, LEN, 1 << 20, false));
+}
+
+#[test]
+fn a_request_that_is_given_up_ends_with_what_is_under_way() {
+    let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+    let mut queue = queue::Queue::new(2 << 20);
+    queue.push(request(1, IoOp::Read, &mut memory, IDLE), target());
+    queue.push(request(2, IoOp::Read, &mut memory, IDLE), target());
+    let idle: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+    queue.give_up(2);
+    let done = queue.next_given_up().unwrap().done;
+    assert!(done.given_up && done.result.is_ok() && (done.tag, done.bytes) == (2, 0));
+    queue.give_up(1);
+    assert!(queue.next_given_up().is_none(), "four chunks are with the device");
+    assert!(queue.next().is_none());
+    let ended: Vec<_> = idle.iter().filter_map(|chunk| queue.finish(chunk, Ok(3))).collect();
+    let [ended] = &ended[..] else { panic!("one answer") };
+    assert!(ended.done.given_up && ended.done.result.is_ok());
+    assert_eq!((ended.done.tag, ended.done.bytes, ended.done.idle), (1, 1 << 20, 1 << 20));
+    assert!(queue.is_empty());
+    // Too late: all of it is with the device.
+    queue.push(request(3, IoOp::Read, &mut memory, 0), target());
+    let chunks: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+    queue.give_up(3);
+    let ended = chunks.iter().find_map(|chunk| queue.finish(chunk, Ok(3))).unwrap();
+    assert!(!ended.done.given_up && ended.done.bytes == LEN);
+}
+
+#[test]
+fn engines_answer_what_is_given_up_and_read_what_becomes_urgent() {
+    for engine in [EngineChoice::Auto, EngineChoice::Pool] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
+        let (on_done, answers) = channel();
+        let options = IoOptions { engine, ..IoOptions::default() };
+        let io = IoService::start(&options, vec![data_file(dir.path())], None, on_done).unwrap();
+        let mut given_up = 0;
+        for round in 0..20 {
+            for tag in 0..4 {
+                io.submit(request(tag, IoOp::Read, &mut memory, IDLE)).unwrap();
+            }
+            io.promote(2).unwrap();
+            for tag in [1, 3] {
+                io.give_up(tag);
+            }
+            let mut ended: Vec<IoDone> = (0..4).map(|_| answers.recv().unwrap()).collect();
+            ended.sort_by_key(|done| done.tag);
+            for done in &ended {
+                assert!(done.result.is_ok(), "round {round}");
+                assert_eq!(done.given_up, done.bytes < LEN, "round {round}, {}", done.tag);
+                assert!(!done.given_up || [1, 3].contains(&done.tag));
+            }
+            given_up += ended.iter().filter(|done| done.given_up).count();
+        }
+        assert!(given_up > 0, "the last one has hardly begun when it is given up");
+        io.shutdown();
+    }
+}
+
+#[test]
 fn a_failed_chunk_ends_its_request_once() {
     let mut memory = MmapMut::map_anon((LEN * BLOCKS) as usize).unwrap();
     let mut queue = queue::Queue::new(1 << 20);

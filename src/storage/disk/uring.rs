@@ -102,6 +102,13 @@ impl Engine for Uring {
 
     fn promote(&self, tag: u64) {
         self.shared.lock().promote(tag);
+        // An idle request may have waited for the device to have less to do.
+        self.shared.wake();
+    }
+
+    fn give_up(&self, tag: u64) {
+        self.shared.lock().give_up(tag);
+        self.shared.wake();
     }
 
     fn stop(&mut self) {
@@ -247,6 +254,7 @@ impl Worker {
     fn run(mut self) {
         let mut landed = Vec::new();
         loop {
+            self.answer_given_up();
             self.refill();
             if self.in_flight() == 0 && self.shared.stopping.load(Ordering::SeqCst) {
                 let queue = self.shared.lock();
@@ -279,8 +287,10 @@ impl Worker {
         self.arm_wake();
         self.shared.asleep.store(true, Ordering::SeqCst);
         let room = !self.vacant.is_empty();
-        // Whoever pushed before `asleep` was set did not wake us, so look once more.
-        let more = room && self.shared.lock().has_waiting();
+        // Whoever came before `asleep` was set did not wake us, so look once more.
+        let queue = self.shared.lock();
+        let more = room && queue.has_next() || queue.has_given_up();
+        drop(queue);
         let idle_stop = self.in_flight() == 0 && self.shared.stopping.load(Ordering::SeqCst);
         let want = usize::from(!more && !idle_stop);
         let submitted = self.submit(want);
@@ -353,6 +363,7 @@ impl Worker {
                 Error::io("the io ring failed; set the io engine to \"pool\"", e.kind().into());
             answers.extend(queue.finish(&chunk, Err(error)));
         }
+        answers.extend(std::iter::from_fn(|| queue.next_given_up()));
         drop(queue);
         for ended in answers {
             self.parts.answer(ended);
@@ -409,6 +420,15 @@ impl Worker {
         let entry = self.ring.entry(&flight.rest(), slot as u64);
         self.flights[slot] = Some(flight);
         self.push(&entry);
+    }
+
+    fn answer_given_up(&self) {
+        loop {
+            // The lock must not be held while the answer is given.
+            let ended = self.shared.lock().next_given_up();
+            let Some(ended) = ended else { return };
+            self.parts.answer(ended);
+        }
     }
 
     fn land(&self, chunk: &Chunk, result: Result<()>) {

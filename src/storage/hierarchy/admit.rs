@@ -1,6 +1,6 @@
 //! Taking in what the planner says: acquires, cancellations, prefetches, plans.
 
-use super::message::{Access, Move, Want};
+use super::message::{Access, Haste, Move, Want};
 use super::table::{Content, Key, Standing};
 use super::{Hierarchy, PARTS, Phase, Ticket, bit};
 use crate::base::units::Bytes;
@@ -20,6 +20,8 @@ impl Hierarchy {
         let joined = self.join(wants)?;
         let key: Key = (priority, ticket);
         let mut parts = 0;
+        // The latest hour that was foreseen for a block of each part.
+        let mut hours = [0; PARTS];
         for (index, access, next_use) in &joined {
             parts |= bit(self.table[*index].part());
             if let Some(recorder) = &mut self.recorder {
@@ -27,7 +29,8 @@ impl Hierarchy {
             }
             let (part, due) = (self.table[*index].part(), self.table[*index].next_use);
             if due < u64::MAX {
-                self.give_up_unused(part, due);
+                let hour = &mut hours[part as usize];
+                *hour = due.max(*hour);
             }
             let entry = &mut self.table[*index];
             entry.next_use = *next_use;
@@ -36,6 +39,10 @@ impl Hierarchy {
             // Out of the policy's order first: a rank that changes there costs more.
             self.refile(*index);
             self.note_use(*index, *access, moves);
+        }
+        // Only now: what this very ticket uses was no wrong guess.
+        for part in Part::ALL {
+            self.give_up_unused(part, hours[part as usize], moves);
         }
         let wants = joined.into_iter().map(|(index, access, _)| (index, access)).collect();
         self.tickets.insert(ticket, Ticket { key, phase: Phase::Queued, wants });
@@ -112,7 +119,7 @@ impl Hierarchy {
 
     /// A use that was due at `now` has come: what a prefetch brought in for an earlier time was
     /// guessed wrong, and leaves first.
-    fn give_up_unused(&mut self, part: Part, now: u64) {
+    pub(super) fn give_up_unused(&mut self, part: Part, now: u64, moves: &mut Vec<Move>) {
         while let Some(class) = self.class(part)
             && let Some((use_at, index)) = class.unused.first().copied()
             && use_at < now
@@ -120,6 +127,9 @@ impl Hierarchy {
             class.stats.wasted += 1;
             self.take_speculative(index);
             let entry = &self.table[index];
+            if self.ahead == Haste::Guessed {
+                moves.push(Move::GiveUp { block: entry.block });
+            }
             if entry.next_use < now {
                 self.plan(entry.block, u64::MAX);
             }

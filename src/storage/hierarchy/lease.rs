@@ -1,6 +1,6 @@
 //! Granting and ending leases.
 
-use super::message::{Access, Cause, Move, Outcome};
+use super::message::{Access, Cause, Haste, Move, Outcome};
 use super::table::{Content, Key};
 use super::{Hierarchy, Phase};
 use crate::base::{BlockId, Error, Result};
@@ -147,7 +147,7 @@ impl Hierarchy {
         let is_reader = |waiter: &(Key, Access)| waiter.1 != Access::Create;
         let readers = entry.reserved.iter().take_while(|waiter| is_reader(waiter)).count();
         if readers > 0 && entry.stored {
-            self.start_load(index, true, moves);
+            self.start_load(index, Haste::Asked, moves);
             return;
         }
         let lost: Vec<(Key, Access)> = entry.reserved.drain(..readers).collect();

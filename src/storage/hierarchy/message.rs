@@ -60,6 +60,18 @@ pub enum Outcome {
     Discard,
 }
 
+/// Why a block is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Haste {
+    /// A ticket waits for it.
+    Asked,
+    /// It will be needed.
+    Foreseen,
+    /// It may be needed: the disk reads it while it would rest, and until the hour comes.
+    Guessed,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -78,6 +90,8 @@ pub enum Event {
     Plan { block: BlockId, next_use: u64 },
     /// A [`Move::Load`] has ended.
     Loaded { block: BlockId },
+    /// A load has ended before its time because of [`Move::GiveUp`].
+    GivenUp { block: BlockId },
     /// A [`Move::Write`] has ended.
     Written { block: BlockId },
     /// The load or write of `block` that was under way failed.
@@ -102,9 +116,11 @@ pub enum Cause {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Move {
-    /// Read `block` into `slot`; `urgent` when a ticket waits for it. Answered by `Loaded` or
-    /// `Failed`.
-    Load { block: BlockId, slot: SlotId, urgent: bool },
+    /// Read `block` into `slot`. Answered by `Loaded` or `Failed`.
+    Load { block: BlockId, slot: SlotId, haste: Haste },
+    /// A guess was wrong. If its load is under way it may end at once, answered by `GivenUp`, or
+    /// as if nothing had been said.
+    GiveUp { block: BlockId },
     /// A load that was handed out as speculative is now waited for.
     Promote { block: BlockId },
     /// Write `slot` to a slot of `block` on disk; `urgent` when a ticket waits for it. Answered by

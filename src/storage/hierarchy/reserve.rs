@@ -1,6 +1,6 @@
 //! Handing out slots: to queued tickets in their order, then to prefetches.
 
-use super::message::{Access, Cause, Move};
+use super::message::{Access, Cause, Haste, Move};
 use super::table::{Content, Key, Standing};
 use super::{Hierarchy, PARTS, PartMask, Phase, bit};
 use crate::base::Part;
@@ -98,7 +98,7 @@ impl Hierarchy {
                 break;
             }
             if unfilled {
-                self.start_load(index, true, moves);
+                self.start_load(index, Haste::Asked, moves);
                 self.refile(index);
                 continue;
             }
@@ -177,7 +177,7 @@ impl Hierarchy {
         if access == Access::Create {
             self.table[index].content = Content::Blank;
         } else {
-            self.start_load(index, true, moves);
+            self.start_load(index, Haste::Asked, moves);
         }
         self.refile(index);
     }
@@ -292,7 +292,7 @@ impl Hierarchy {
                         class.unused.insert((use_at, index));
                     }
                     self.speculating += 1;
-                    self.start_load(index, false, moves);
+                    self.start_load(index, self.ahead, moves);
                 }
                 Room::Coming => owed += 1,
                 // Those behind are needed later still, so even fewer blocks may leave for them.

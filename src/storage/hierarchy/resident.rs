@@ -6,9 +6,9 @@
 
 use super::Hierarchy;
 use super::SlotId;
-use super::message::{Access, Move, Outcome};
+use super::message::{Access, Haste, Move, Outcome};
 use super::table::{Key, Standing};
-use crate::base::{BlockId, Error, Part, Result};
+use crate::base::{BlockId, Error, Result};
 
 /// Behind every ticket.
 const LAST: Key = (u64::MAX, u64::MAX);
@@ -77,7 +77,7 @@ impl Hierarchy {
         entry.next_use = u64::MAX;
         entry.speculative = Some(u64::MAX);
         self.speculating += 1;
-        self.start_load(index, false, moves);
+        self.start_load(index, Haste::Foreseen, moves);
         Ok(())
     }
 
@@ -85,27 +85,12 @@ impl Hierarchy {
     pub fn is_on_its_way(&self, block: BlockId) -> bool {
         self.table.find(block).is_some_and(|index| self.table[index].has_slot())
     }
-
-    /// The hour is `now`: prefetches for uses before it that still wait for a slot were not
-    /// needed, and are forgotten. Policies learn the hour too.
-    pub fn pass(&mut self, now: u64) {
-        for part in Part::ALL {
-            while let Some(class) = self.class(part)
-                && let Some((use_at, index)) = class.prefetches.first().copied()
-                && use_at < now
-            {
-                self.drop_prefetch(index);
-            }
-            if let Some(class) = self.class(part) {
-                class.policy.hour(now);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Part;
     use crate::storage::hierarchy::{Event, SlotClass, Want};
     use crate::storage::policy::PolicyConfig;
 
@@ -130,7 +115,7 @@ mod tests {
         hierarchy.end_resident(a, &mut moves).unwrap();
         assert_eq!(moves, [], "the slot is still leased");
         hierarchy.end_resident(a, &mut moves).unwrap();
-        assert_eq!(moves, [Move::Load { block: b, slot, urgent: true }]);
+        assert_eq!(moves, [Move::Load { block: b, slot, haste: Haste::Asked }]);
         assert!(hierarchy.end_resident(a, &mut moves).is_err());
         assert_eq!(hierarchy.stats().total().hits, 2);
     }
@@ -159,22 +144,5 @@ mod tests {
         assert!(hierarchy.is_on_its_way(b) && !hierarchy.is_on_its_way(a), "the cooler one left");
         let stats = hierarchy.stats().total();
         assert_eq!((stats.wasted, stats.late, stats.misses), (1, 1, 1));
-    }
-
-    #[test]
-    fn prefetches_for_hours_that_passed_are_forgotten() {
-        let class = SlotClass { part: Part::Weights, slot_bytes: 4096, slots: 1 };
-        let mut hierarchy = Hierarchy::new(&[class], &PolicyConfig::default()).unwrap();
-        let mut moves = Vec::new();
-        for expert in 0..3 {
-            let block = BlockId::weights(0, expert);
-            hierarchy.on(Event::Prefetch { block, use_at: expert as u64 }, &mut moves).unwrap();
-        }
-        let waiting = |hierarchy: &Hierarchy| hierarchy.snapshot().classes[0].prefetches_waiting;
-        assert_eq!(waiting(&hierarchy), 2);
-        hierarchy.pass(2);
-        assert_eq!(waiting(&hierarchy), 1);
-        hierarchy.pass(3);
-        assert_eq!(waiting(&hierarchy), 0);
     }
 }

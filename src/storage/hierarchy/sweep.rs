@@ -99,5 +99,5 @@ fn what_was_fetched_in_vain_leaves_first_and_stands_in_nobodys_way() {
     // The hour is over once what was due later is asked for.
     on(&mut hierarchy, ask(2, 0, 20));
     let moves = on(&mut hierarchy, Event::Prefetch { block: block(50), use_at: 30 });
-    assert!(matches!(moves[..], [Move::Load { urgent: false, .. }]), "{moves:?}");
+    assert!(matches!(moves[..], [Move::Load { haste: Haste::Foreseen, .. }]), "{moves:?}");
 }

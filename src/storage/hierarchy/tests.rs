@@ -70,7 +70,7 @@ fn slot(index: u32) -> SlotId {
 }
 
 fn load(block: BlockId, slot: SlotId) -> Move {
-    Move::Load { block, slot, urgent: true }
+    Move::Load { block, slot, haste: Haste::Asked }
 }
 
 fn write(block: BlockId, slot: SlotId, era: u64, urgent: bool) -> Move {
@@ -129,7 +129,7 @@ fn a_block_that_is_wanted_again_during_its_write_stays() {
     // Only after the change, and its write, is there room for the prefetch.
     let dirty = [(w(0), Outcome::Dirty)];
     assert_eq!(rig.release(changer, &dirty), [write(w(0), slot(0), 1, false)]);
-    let speculative = Move::Load { block: w(1), slot: slot(0), urgent: false };
+    let speculative = Move::Load { block: w(1), slot: slot(0), haste: Haste::Foreseen };
     assert_eq!(rig.on(Event::Written { block: w(0) }), [speculative]);
 }
 
@@ -222,7 +222,7 @@ fn a_prefetch_evicts_only_what_is_needed_later() {
     rig.pass(w(1), Access::Read, 20, Outcome::Clean);
     assert_eq!(rig.on(Event::Prefetch { block: w(2), use_at: 20 }), []);
     let moves = rig.on(Event::Prefetch { block: w(2), use_at: 15 });
-    assert_eq!(moves, [Move::Load { block: w(2), slot: slot(1), urgent: false }]);
+    assert_eq!(moves, [Move::Load { block: w(2), slot: slot(1), haste: Haste::Foreseen }]);
     // A ticket that needs it before it is there makes it urgent.
     let (ticket, moves) = rig.ask(&[(w(2), Access::Read, 99)]);
     assert_eq!(moves, [Move::Promote { block: w(2) }]);
@@ -241,11 +241,11 @@ fn a_plan_withdraws_a_wrong_guess() {
     assert_eq!(rig.release(holder, &[]), []);
     // One that is in already leaves in the order of its new time.
     let guess = rig.on(Event::Prefetch { block: w(2), use_at: 6 });
-    assert_eq!(guess, [Move::Load { block: w(2), slot: slot(0), urgent: false }]);
+    assert_eq!(guess, [Move::Load { block: w(2), slot: slot(0), haste: Haste::Foreseen }]);
     rig.on(Event::Loaded { block: w(2) });
     assert_eq!(rig.on(Event::Prefetch { block: w(3), use_at: 7 }), []);
     let moves = rig.on(Event::Plan { block: w(2), next_use: 60 });
-    assert_eq!(moves, [Move::Load { block: w(3), slot: slot(0), urgent: false }]);
+    assert_eq!(moves, [Move::Load { block: w(3), slot: slot(0), haste: Haste::Foreseen }]);
     assert_eq!(rig.hierarchy.stats().part(Part::Weights).wasted, 1);
 }
 
@@ -400,7 +400,7 @@ fn no_more_speculative_loads_are_under_way_than_allowed() {
     let mut loads = Vec::new();
     let take = |moves: Vec<Move>, loads: &mut Vec<BlockId>| {
         loads.extend(moves.into_iter().filter_map(|step| match step {
-            Move::Load { block, urgent: false, .. } => Some(block),
+            Move::Load { block, haste: Haste::Foreseen, .. } => Some(block),
             _ => None,
         }));
     };
@@ -417,7 +417,9 @@ fn no_more_speculative_loads_are_under_way_than_allowed() {
     assert_eq!(loads, [w(0), w(1), w(2), w(3)]);
     let (_, moves) = rig.ask(&[(w(6), Access::Read, 9)]);
     assert!(
-        moves.iter().any(|m| matches!(m, Move::Load { block, urgent: true, .. } if *block == w(6)))
+        moves
+            .iter()
+            .any(|m| matches!(m, Move::Load { block, haste: Haste::Asked, .. } if *block == w(6)))
     );
     take(rig.on(Event::Failed { block: w(2) }), &mut loads);
     assert_eq!(loads.last(), Some(&w(4)));

@@ -1,13 +1,13 @@
 //! Loads, writes and flushes: starting them, and what follows when they end or fail.
 
-use super::message::{Access, Cause, Move};
+use super::message::{Access, Cause, Haste, Move};
 use super::table::{Content, Standing};
 use super::{Hierarchy, bit};
 use crate::base::{BlockId, Error, Part, Result};
 
 impl Hierarchy {
     /// Reads the block into the slot it has.
-    pub(super) fn start_load(&mut self, index: u32, urgent: bool, moves: &mut Vec<Move>) {
+    pub(super) fn start_load(&mut self, index: u32, haste: Haste, moves: &mut Vec<Move>) {
         let entry = &mut self.table[index];
         entry.content = Content::Loading;
         let (block, slot) = (entry.block, entry.slot);
@@ -15,7 +15,7 @@ impl Hierarchy {
             class.stats.loads += 1;
             class.stats.bytes_loaded += class.spec.slot_bytes;
             let slot = class.slot_id(slot);
-            moves.push(Move::Load { block, slot, urgent });
+            moves.push(Move::Load { block, slot, haste });
         }
     }
 

@@ -1,0 +1,78 @@
+//! The program's own files in the page cache: itself and its libraries.
+//!
+//! Law: a memory cgroup charges a page of a file to whoever brought it in first, used or not. Where the
+//! system reads megabytes around each page fault, a start of the program brings in most of libtorch,
+//! of which a run touches a small part.
+
+use super::behind::give_back;
+use rustix::mm::{Advice, madvise};
+use std::collections::BTreeSet;
+use std::ffi::c_void;
+use std::fs::File;
+use std::path::PathBuf;
+
+/// A range of addresses at which a file is mapped.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping {
+    start: usize,
+    len: usize,
+    path: PathBuf,
+}
+
+impl Mapping {
+    /// Of a line of /proc/self/maps; None for memory without a file.
+    fn parse(line: &str) -> Option<Self> {
+        // Addresses, permissions, offset, device, inode, path: which may hold blanks.
+        let mut fields = line.splitn(6, ' ');
+        let (start, end) = fields.next()?.split_once('-')?;
+        let path = fields.nth(4)?.trim_start();
+        let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16));
+        let (start, end) = (start.ok()?, end.ok()?);
+        let is_file = path.starts_with('/') && !path.ends_with(" (deleted)");
+        is_file.then(|| Self { start, len: end.saturating_sub(start), path: path.into() })
+    }
+}
+
+/// Gives back the pages of the program's files that were read around others and that nothing has used;
+/// from now on a page fault brings in its page alone. Where the system does not tell or takes no
+/// advice the pages stay, and nothing else changes.
+pub fn give_back_unused() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let mappings: Vec<Mapping> = maps.lines().filter_map(Mapping::parse).collect();
+    for mapping in &mappings {
+        // SAFETY: the advice changes how pages come in and never what they hold; a range that was
+        // unmapped meanwhile is an error, which changes nothing.
+        let _ = unsafe { madvise(mapping.start as *mut c_void, mapping.len, Advice::Random) };
+    }
+    let paths: BTreeSet<PathBuf> = mappings.into_iter().map(|mapping| mapping.path).collect();
+    for file in paths.into_iter().filter_map(|path| File::open(path).ok()) {
+        // Pages that are mapped stay.
+        give_back(&file, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_of_files_are_found_in_what_the_system_tells() {
+        let line =
+            "7f12a000-7f12c000 r-xp 00001000 fe:00 1234                       /usr/lib/a b.so";
+        let (start, path) = (0x7f12_a000, PathBuf::from("/usr/lib/a b.so"));
+        assert_eq!(Mapping::parse(line), Some(Mapping { start, len: 0x2000, path }));
+        for other in [
+            "7ffd1000-7ffd2000 rw-p 00000000 00:00 0                          [stack]",
+            "7f12a000-7f12c000 rw-p 00000000 00:00 0 ",
+            "7f12a000-7f12c000 rw-s 00000000 00:01 7                          /dev/zero (deleted)",
+            "",
+        ] {
+            assert_eq!(Mapping::parse(other), None, "{other}");
+        }
+        give_back_unused();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(
+            maps.lines().filter_map(Mapping::parse).any(|m| m.path.ends_with("libtorch_cpu.so"))
+        );
+    }
+}
