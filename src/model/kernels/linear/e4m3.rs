@@ -8,16 +8,18 @@
 #![expect(clippy::needless_range_loop, reason = "an index names the same row of several arrays")]
 
 use super::encoding::FP8_TILE;
-use super::pairs::{self, FEW, NARROW, TILE, WIDE, emit};
+use super::pairs::{self, FEW, Panel, TILE, WIDE, emit};
 pub(super) use super::simd::e4m3::has as fits;
 use super::simd::e4m3::{BYTES, Table};
-use super::simd::pairs::{PAIRED, dot, load, zero};
-use std::arch::x86_64::{__m512i, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_storeu_si512};
+use super::simd::pairs::{PAIRED, dot, load, store, zero};
+use std::arch::x86_64::{__m512i, _mm512_fmadd_ps, _mm512_set1_ps};
 use std::mem::MaybeUninit;
 
 /// Columns of a block, whole tiles: decoded for many rows of x, those of [`WIDE`] rows of W stay in the
 /// first-level cache.
 const K_BLOCK: usize = 1024;
+/// Rows of x at a time, where there are many.
+const NARROW: usize = 2;
 /// Vectors of a tile.
 const VECTORS: usize = FP8_TILE / PAIRED;
 
@@ -84,25 +86,22 @@ unsafe fn few<const R: usize>(call: &Call, table: &Table, rows: [usize; R]) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn many<const R: usize>(call: &Call, table: &Table, rows: [usize; R]) {
-    let mut panel = [const { MaybeUninit::<[u16; K_BLOCK]>::uninit() }; WIDE];
+    let mut panel = MaybeUninit::<Panel<{ K_BLOCK / PAIRED }>>::uninit();
+    let panel = Panel::start(&mut panel);
     for start in (0..call.pairs.k).step_by(K_BLOCK) {
         let len = (call.pairs.k - start).min(K_BLOCK);
-        // SAFETY: the rows are within W; a row of the panel has room for a block, whose end is rounded up
-        // to a tile.
+        // SAFETY: the rows are within W; the panel has room for a block, whose end is rounded up to a tile.
         unsafe {
             let w = encoded(call, rows, start);
-            let mut decoded = [std::ptr::null(); R];
             for r in 0..R {
-                let row = panel[r].as_mut_ptr().cast::<u16>();
-                decoded[r] = row.cast::<u8>().cast_const();
                 for k in (0..len).step_by(FP8_TILE) {
                     let vectors = decode(table, w[r].add(k), (len - k).min(FP8_TILE));
                     for (v, numbers) in vectors.into_iter().enumerate() {
-                        _mm512_storeu_si512(row.add(k + v * PAIRED).cast(), numbers);
+                        store(panel.add(k / PAIRED + v).cast::<[u16; PAIRED]>().add(r), numbers);
                     }
                 }
             }
-            let n = call.pairs.n;
+            let (n, decoded) = (call.pairs.n, [panel.cast::<u8>().cast_const(); R]);
             for c in (0..n).step_by(NARROW) {
                 match n - c {
                     1 => block::<R, 1, true>(call, table, rows, start, decoded, c),
@@ -132,8 +131,8 @@ unsafe fn decode(table: &Table, w: *const u8, len: usize) -> [__m512i; VECTORS] 
     }
 }
 
-/// Outputs of R rows of W and rows `c..c + C` of x, over the block at `start`. `w` has the rows of the block:
-/// in bf16 where DECODED, else as they lie.
+/// Outputs of R rows of W and rows `c..c + C` of x, over the block at `start`. `w` has the rows of the block
+/// as they lie, or, where DECODED, a [`Panel`] of all of them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn block<const R: usize, const C: usize, const DECODED: bool>(
@@ -157,7 +156,8 @@ unsafe fn block<const R: usize, const C: usize, const DECODED: bool>(
                 let scale = call.scales.add(at * 4).cast::<f32>().read_unaligned();
                 let scale = _mm512_set1_ps(scale);
                 let weights: [__m512i; VECTORS] = if DECODED {
-                    std::array::from_fn(|v| load(w[r].add((k + v * PAIRED) * 2)))
+                    let at = |v: usize| ((k / PAIRED + v) * WIDE + r) * PAIRED * 2;
+                    std::array::from_fn(|v| load(w[r].add(at(v))))
                 } else {
                     decode(table, w[r].add(k), columns)
                 };

@@ -7,22 +7,26 @@
 
 #![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
 
-use super::simd::pairs::{PAIRED, dot, load, load_part, prefetch, sums, zero};
+use super::simd::pairs::{PAIRED, dot, load, load_part, prefetch, store, sums, zero};
 use std::arch::x86_64::{
     __m128, __m512, _mm_add_ps, _mm_loadu_ps, _mm_storeu_ps, _mm512_setzero_si512,
 };
+use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Columns of a block.
-const K_BLOCK: usize = 4096;
+const K_BLOCK: usize = 2048;
 /// Up to this many rows of x the weights' bytes are what takes the time.
 pub(super) const FEW: usize = 4;
-/// Rows of x that stay in the second-level cache while rows of W pass.
-const PANEL: usize = 32;
+/// Bytes of x that stay in the second-level cache while rows of W pass.
+const CACHED: usize = 512 << 10;
 /// Rows of a tile, of W and of x: sixteen accumulators.
 pub(super) const TILE: usize = 4;
-/// Of many rows of x: so many of W, which stay in the first-level cache, by so many of x, which pass.
+/// Of many rows of x: so many of W, which stay in the first-level cache, by so many of x, which pass, from
+/// so many in all.
 pub(super) const WIDE: usize = 8;
-pub(super) const NARROW: usize = 2;
+const NARROW: usize = 3;
+const MANY: usize = WIDE * NARROW;
 
 /// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
 pub(super) struct Call {
@@ -52,66 +56,181 @@ pub(super) unsafe fn run(call: &Call) {
     // SAFETY: the caller's.
     unsafe {
         if call.n > FEW {
-            for panel in (0..call.n).step_by(PANEL) {
-                let end = (panel + PANEL).min(call.n);
-                let whole = rows / WIDE * WIDE;
-                for m in (call.from..call.from + whole).step_by(WIDE) {
-                    columns::<WIDE, true>(call, std::array::from_fn(|r| m + r), panel, end);
-                }
-                for m in call.from + whole..call.to {
-                    columns::<1, true>(call, [m], panel, end);
-                }
+            let whole = call.from + rows / WIDE * WIDE;
+            many(call, call.from..whole);
+            for m in whole..call.to {
+                columns::<1>(call, [m], call.n);
             }
             return;
         }
         // Four streams, each as long as can be: the memory's own look-ahead serves them best.
         let part = rows / TILE;
         for m in call.from..call.from + part {
-            columns::<TILE, false>(call, [m, m + part, m + 2 * part, m + 3 * part], 0, call.n);
+            columns::<TILE>(call, [m, m + part, m + 2 * part, m + 3 * part], call.n);
         }
         for m in call.from + TILE * part..call.to {
-            columns::<1, false>(call, [m], 0, call.n);
+            columns::<1>(call, [m], call.n);
         }
     }
 }
 
-/// Outputs of R rows of W for rows `c..end` of x. Where AHEAD, one row of the next rows of W is asked for
-/// while each of the first groups of x passes: rows are too short for the memory's own look-ahead.
+/// A vector of each of [`WIDE`] rows of W.
+pub(super) type Vectors = [[u16; PAIRED]; WIDE];
+
+/// [`WIDE`] rows of W over a block of so many vectors, side by side. In a file they lie a power of two
+/// apart, where the first-level cache finds them one after the other.
+#[repr(align(64))]
+pub(super) struct Panel<const VECTORS: usize>([Vectors; VECTORS]);
+
+impl<const VECTORS: usize> Panel<VECTORS> {
+    pub fn start(panel: &mut MaybeUninit<Self>) -> *mut Vectors {
+        // SAFETY: an address is taken and nothing is read.
+        unsafe { (&raw mut (*panel.as_mut_ptr()).0).cast() }
+    }
+}
+
+/// Whole groups of [`WIDE`] rows of W times all rows of x.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn columns<const R: usize, const AHEAD: bool>(
-    call: &Call,
-    rows: [usize; R],
-    c: usize,
-    end: usize,
-) {
-    let most = if R == WIDE { NARROW } else { TILE };
-    for (nth, c) in (c..end).step_by(most).enumerate() {
-        let next = rows[R - 1] + 1 + nth;
-        // SAFETY: the caller's.
-        unsafe {
-            match most.min(end - c) {
-                1 => blocks::<R, 1, AHEAD>(call, rows, c, next),
-                2 if nth < R => blocks::<R, 2, AHEAD>(call, rows, c, next),
-                2 => blocks::<R, 2, false>(call, rows, c, next),
-                3 => blocks::<R, 3, AHEAD>(call, rows, c, next),
-                _ => blocks::<R, TILE, AHEAD>(call, rows, c, next),
+unsafe fn many(call: &Call, rows: Range<usize>) {
+    let mut panel = MaybeUninit::<Panel<{ K_BLOCK / PAIRED }>>::uninit();
+    let panel = Panel::start(&mut panel);
+    let most = (CACHED / (2 * call.k.max(1))).max(MANY) / MANY * MANY;
+    for first in (0..call.n).step_by(most) {
+        let x = first..call.n.min(first + most);
+        for m in rows.clone().step_by(WIDE) {
+            for start in (0..call.k).step_by(K_BLOCK) {
+                let len = (call.k - start).min(K_BLOCK);
+                let at = |m: usize, k: usize| call.w.wrapping_add(m * call.row_bytes + k * 2);
+                let ends = start + len == call.k;
+                let next = if ends { at(m + WIDE, 0) } else { at(m, start + len) };
+                let block = Block { call, m, start, len, panel, next };
+                // SAFETY: the rows and the block are within W and x; what is asked for need not exist.
+                unsafe {
+                    pack(at(m, start), call.row_bytes, len, panel);
+                    // All eight rows that come next are asked for while the groups of x pass.
+                    match x.len() {
+                        MANY.. => groups::<NARROW, 1>(&block, x.clone()),
+                        16.. => groups::<2, 1>(&block, x.clone()),
+                        8.. => groups::<2, 2>(&block, x.clone()),
+                        _ => groups::<2, 4>(&block, x.clone()),
+                    }
+                }
             }
         }
     }
 }
 
-/// Outputs of R rows of W and C rows of x, over all blocks; where AHEAD, row `next` of W is asked for.
+/// `len` columns of [`WIDE`] rows at `w`, zeros up to a whole vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn blocks<const R: usize, const C: usize, const AHEAD: bool>(
-    call: &Call,
-    rows: [usize; R],
-    c: usize,
-    next: usize,
-) {
-    let mut start = 0;
-    while start < call.k {
+unsafe fn pack(w: *const u8, row_bytes: usize, len: usize, panel: *mut Vectors) {
+    let whole = len / PAIRED;
+    // SAFETY: the caller's.
+    unsafe {
+        for step in 0..whole {
+            let out = panel.add(step).cast::<[u16; PAIRED]>();
+            for r in 0..WIDE {
+                store(out.add(r), load(w.add(r * row_bytes + step * 2 * PAIRED)));
+            }
+        }
+        if whole * PAIRED < len {
+            let out = panel.add(whole).cast::<[u16; PAIRED]>();
+            for r in 0..WIDE {
+                let w = w.add(r * row_bytes + whole * 2 * PAIRED);
+                store(out.add(r), load_part(w, len - whole * PAIRED));
+            }
+        }
+    }
+}
+
+/// A packed block.
+struct Block<'a> {
+    call: &'a Call,
+    /// Its rows of W, and its columns.
+    m: usize,
+    start: usize,
+    len: usize,
+    panel: *const Vectors,
+    /// What is packed next.
+    next: *const u8,
+}
+
+/// Outputs of a block for some rows of x, C at a time; each of the first groups asks for LINES rows of what
+/// is packed next.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn groups<const C: usize, const LINES: usize>(block: &Block<'_>, x: Range<usize>) {
+    let (mut c, mut ahead) = (x.start, 0);
+    while c < x.end {
+        // Two and two rather than three and one: one row alone waits for W.
+        let left = x.end - c;
+        let rows = if left == 4 { 2 } else { left.min(C) };
+        // SAFETY: the caller's.
+        unsafe {
+            match rows {
+                rows if rows == C && ahead < WIDE => group::<C, LINES>(block, c, ahead),
+                rows if rows == C => group::<C, 0>(block, c, 0),
+                2 => group::<2, 0>(block, c, 0),
+                _ => group::<1, 0>(block, c, 0),
+            }
+        }
+        (c, ahead) = (c + rows, ahead + LINES);
+    }
+}
+
+/// As [`groups`], rows `c..c + C` of x; asks for LINES rows from `ahead` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn group<const C: usize, const LINES: usize>(block: &Block<'_>, c: usize, ahead: usize) {
+    let Block { call, m, start, len, panel, next } = *block;
+    let mut acc = [[zero(); C]; WIDE];
+    // SAFETY: x has zeros up to a whole vector, the outputs are this thread's.
+    unsafe {
+        let x = call.x.add(c * call.x_stride + start);
+        for step in 0..len.div_ceil(PAIRED) {
+            for line in 0..LINES {
+                let row = next.wrapping_add((ahead + line) * call.row_bytes);
+                prefetch(row.wrapping_add(step * 2 * PAIRED));
+            }
+            let mut inputs = [_mm512_setzero_si512(); C];
+            for j in 0..C {
+                inputs[j] = load(x.add(j * call.x_stride + step * PAIRED).cast());
+            }
+            let weights = panel.add(step).cast::<[u16; PAIRED]>();
+            for r in 0..WIDE {
+                let weights = load(weights.add(r).cast());
+                for j in 0..C {
+                    acc[r][j] = dot(acc[r][j], weights, inputs[j]);
+                }
+            }
+        }
+        emit(call, std::array::from_fn(|r| m + r), c, start == 0, &acc);
+    }
+}
+
+/// Outputs of R rows of W for all `n` rows of x.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn columns<const R: usize>(call: &Call, rows: [usize; R], n: usize) {
+    for c in (0..n).step_by(TILE) {
+        // SAFETY: the caller's.
+        unsafe {
+            match n - c {
+                1 => blocks::<R, 1>(call, rows, c),
+                2 => blocks::<R, 2>(call, rows, c),
+                3 => blocks::<R, 3>(call, rows, c),
+                _ => blocks::<R, TILE>(call, rows, c),
+            }
+        }
+    }
+}
+
+/// Outputs of R rows of W and C rows of x, over all blocks.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn blocks<const R: usize, const C: usize>(call: &Call, rows: [usize; R], c: usize) {
+    for start in (0..call.k).step_by(K_BLOCK) {
         let len = (call.k - start).min(K_BLOCK);
         // SAFETY: the rows and the block are within W and x, the outputs are this thread's.
         unsafe {
@@ -122,11 +241,9 @@ unsafe fn blocks<const R: usize, const C: usize, const AHEAD: bool>(
             // Opaque, so that each row's address stays in a register instead of being added up.
             let w = std::hint::black_box(w);
             let x = call.x.add(c * call.x_stride + start);
-            let next = call.w.wrapping_add(next * call.row_bytes + start * 2);
-            let acc = tile::<R, C, AHEAD>(w, x, call.x_stride, len, next);
+            let acc = tile::<R, C>(w, x, call.x_stride, len);
             emit(call, rows, c, start == 0, &acc);
         }
-        start += K_BLOCK;
     }
 }
 
@@ -175,12 +292,11 @@ pub(super) unsafe fn emit<const R: usize, const C: usize>(
 /// Lanes of the sums of one block: R rows of W, C rows of x, `len` columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn tile<const R: usize, const C: usize, const AHEAD: bool>(
+unsafe fn tile<const R: usize, const C: usize>(
     w: [*const u8; R],
     x: *const u16,
     x_stride: usize,
     len: usize,
-    next: *const u8,
 ) -> [[__m512; C]; R] {
     let mut acc = [[zero(); C]; R];
     let mut weights = [_mm512_setzero_si512(); R];
@@ -189,9 +305,6 @@ unsafe fn tile<const R: usize, const C: usize, const AHEAD: bool>(
     unsafe {
         let mut k = 0;
         while k < whole {
-            if AHEAD {
-                prefetch(next.wrapping_add(k * 2));
-            }
             for r in 0..R {
                 weights[r] = load(w[r].add(k * 2));
             }

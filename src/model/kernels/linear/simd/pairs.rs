@@ -32,6 +32,15 @@ pub unsafe fn load_part(p: *const u8, len: usize) -> __m512i {
     unsafe { _mm512_maskz_loadu_epi16(mask, p.cast()) }
 }
 
+/// # Safety
+/// `p` is aligned to a vector and may be written.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn store(p: *mut [u16; PAIRED], numbers: __m512i) {
+    // SAFETY: the caller's.
+    unsafe { _mm512_store_si512(p.cast(), numbers) }
+}
+
 /// Asks for the line at `p`, which need not exist, in the second-level cache.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
