@@ -93,7 +93,8 @@ impl Cache {
     /// Pins for reading those of `blocks` that are resident, all at one moment: so none of them
     /// makes room for another. `held[i]` answers for `blocks[i]`, which are all that is used at `now`, the
     /// planner's hour; `next_use` is when they are used after it. Those on their way in are waited for from
-    /// now on, and what else was foreseen for this hour is given up.
+    /// now on, and what else was foreseen for this hour is given up: the prefetcher hears of it with the
+    /// next message, be it of those that are missing or of what is foreseen next ([`Cache::foresee`]).
     /// Not for states, which may be resident before their checksum was compared.
     pub fn hold_resident(
         self: &Arc<Self>,
@@ -116,11 +117,24 @@ impl Cache {
             held.push(bytes.map(|bytes| Held { cache: Arc::clone(self), block: *block, bytes }));
         }
         hierarchy.judge(now, moves);
+    }
+
+    /// `blocks` will likely be used at `use_at`, the likeliest first: to be read while the disk would rest.
+    ///
+    /// # Errors
+    /// As [`Hierarchy::on`].
+    pub fn foresee(&self, blocks: &[BlockId], use_at: u64) -> Result<()> {
+        let mut inner = self.lock();
+        let Inner { hierarchy, moves, .. } = &mut *inner;
+        for block in blocks.iter().copied() {
+            hierarchy.on(Event::Prefetch { block, use_at }, moves)?;
+        }
         let waiting = !moves.is_empty();
         drop(inner);
         if waiting {
             self.nudge();
         }
+        Ok(())
     }
 
     /// Those of `blocks` that are neither resident nor on their way in.

@@ -232,7 +232,7 @@ impl Foresight {
 
     /// `lacking` of what was guessed (ascending) are not in memory; which are to be read ahead, the
     /// likeliest first.
-    pub fn lacks(&mut self, lacking: &[usize]) -> Vec<usize> {
+    pub fn lacks(&mut self, lacking: &[usize]) -> impl Iterator<Item = usize> {
         self.lacking.clear();
         for (rank, expert) in self.ranked.iter().enumerate() {
             if lacking.binary_search(expert).is_ok() {
@@ -241,7 +241,7 @@ impl Foresight {
             }
         }
         let worth = self.lacking.iter().filter(|(_, _, worth)| *worth);
-        worth.map(|(_, expert, _)| *expert).collect()
+        worth.map(|(_, expert, _)| *expert)
     }
 }
 
@@ -283,7 +283,8 @@ mod tests {
         foresight.chose(0, &[0, 1]);
         foresight.guess = vec![2, 5, 7];
         foresight.ranked = vec![2, 5, 7];
-        assert_eq!(foresight.lacks(&[5, 7]), [5], "the third rank was never judged");
+        let worth: Vec<usize> = foresight.lacks(&[5, 7]).collect();
+        assert_eq!(worth, [5], "the third rank was never judged");
         foresight.chose(1, &[2, 5]);
         let tally = foresight.tally();
         assert_eq!(tally, Tally { guessed: 3, chosen: 2, right: 2, wanted: 1, useful: 1 });

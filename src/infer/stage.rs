@@ -184,11 +184,15 @@ impl DecodeStage {
         missing
     }
 
-    /// Guesses the experts of the next layer, and tells those that are worth reading ahead.
+    /// Guesses the experts of the next layer, and leaves those that are worth reading ahead with the cache.
     fn foresee(&mut self, task: Task, layer: usize) -> Result<()> {
-        let none = self.parts.predictor == PredictorKind::None;
-        if none || layer >= self.parts.forward.config().layers {
+        let layers = self.parts.forward.config().layers;
+        if self.parts.predictor == PredictorKind::None {
             return Ok(());
+        }
+        if layer >= layers {
+            // What was wrong of the last layer's guesses is given up all the same.
+            return self.parts.cache.foresee(&[], u64::MAX);
         }
         let Rows { rows, x_th, .. } = &self.pass;
         let forward = &self.parts.forward;
@@ -198,11 +202,10 @@ impl DecodeStage {
         self.parts.cache.lacking(&self.blocks, &mut self.lacking);
         self.chosen.clear();
         self.chosen.extend(self.lacking.iter().map(|block| usize::from(block.expert)));
-        let experts = self.foresight.lacks(&self.chosen);
-        if !experts.is_empty() {
-            self.parts.herald.tell(task, Fact::Likely { layer, experts });
-        }
-        Ok(())
+        self.blocks.clear();
+        let worth = self.foresight.lacks(&self.chosen);
+        self.blocks.extend(worth.map(|expert| BlockId::weights(layer, expert)));
+        self.parts.cache.foresee(&self.blocks, hour(layers, task.step, layer))
     }
 
     /// Computes the chosen experts that are resident: of one row all together.
