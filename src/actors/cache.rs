@@ -94,7 +94,7 @@ impl Cache {
     /// makes room for another. `held[i]` answers for `blocks[i]`, which are all that is used at `now`, the
     /// planner's hour; `next_use` is when they are used after it. Those on their way in are waited for from
     /// now on, and what else was foreseen for this hour is given up: the prefetcher hears of it with the
-    /// next message, be it of those that are missing or of what is foreseen next ([`Cache::foresee`]).
+    /// next message, be it of what is missing or of what is likely next, or of [`Cache::settle`].
     /// Not for states, which may be resident before their checksum was compared.
     pub fn hold_resident(
         self: &Arc<Self>,
@@ -119,22 +119,11 @@ impl Cache {
         hierarchy.judge(now, moves);
     }
 
-    /// `blocks` will likely be used at `use_at`, the likeliest first: to be read while the disk would rest.
-    ///
-    /// # Errors
-    /// As [`Hierarchy::on`].
-    pub fn foresee(&self, blocks: &[BlockId], use_at: u64) -> Result<()> {
-        let mut inner = self.lock();
-        let Inner { hierarchy, moves, .. } = &mut *inner;
-        for block in blocks.iter().copied() {
-            hierarchy.on(Event::Prefetch { block, use_at }, moves)?;
-        }
-        let waiting = !moves.is_empty();
-        drop(inner);
-        if waiting {
+    /// Has what was given up carried out where no message of something else follows.
+    pub fn settle(&self) {
+        if !self.lock().moves.is_empty() {
             self.nudge();
         }
-        Ok(())
     }
 
     /// Those of `blocks` that are neither resident nor on their way in.

@@ -151,7 +151,7 @@ impl DecodeStage {
             let missing = self.gather(task, layer);
             let Rows { x_th, y_th, .. } = &mut self.pass;
             self.parts.forward.shared(layer, y_th, x_th, &mut self.work)?;
-            self.foresee(task, layer + 1)?;
+            self.foresee(task, layer + 1, missing)?;
             self.compute_held()?;
             if missing {
                 return Ok(Outcome::fact(Fact::Done));
@@ -184,28 +184,28 @@ impl DecodeStage {
         missing
     }
 
-    /// Guesses the experts of the next layer, and leaves those that are worth reading ahead with the cache.
-    fn foresee(&mut self, task: Task, layer: usize) -> Result<()> {
-        let layers = self.parts.forward.config().layers;
-        if self.parts.predictor == PredictorKind::None {
-            return Ok(());
+    /// Guesses the experts of the next layer, and tells those that are worth reading ahead: behind those
+    /// that this layer is `missing`, so that these are with the disk first.
+    fn foresee(&mut self, task: Task, layer: usize, missing: bool) -> Result<()> {
+        let mut experts = Vec::new();
+        let none = self.parts.predictor == PredictorKind::None;
+        if !none && layer < self.parts.forward.config().layers {
+            let Rows { rows, x_th, .. } = &self.pass;
+            let forward = &self.parts.forward;
+            let guess = self.foresight.guess(forward, layer, rows.len(), x_th, &mut self.work)?;
+            self.blocks.clear();
+            self.blocks.extend(guess.iter().map(|expert| BlockId::weights(layer, *expert)));
+            self.parts.cache.lacking(&self.blocks, &mut self.lacking);
+            self.chosen.clear();
+            self.chosen.extend(self.lacking.iter().map(|block| usize::from(block.expert)));
+            experts.extend(self.foresight.lacks(&self.chosen));
         }
-        if layer >= layers {
-            // What was wrong of the last layer's guesses is given up all the same.
-            return self.parts.cache.foresee(&[], u64::MAX);
+        if !experts.is_empty() {
+            self.parts.herald.tell(task, Fact::Likely { layer, experts });
+        } else if !missing {
+            self.parts.cache.settle();
         }
-        let Rows { rows, x_th, .. } = &self.pass;
-        let forward = &self.parts.forward;
-        let guess = self.foresight.guess(forward, layer, rows.len(), x_th, &mut self.work)?;
-        self.blocks.clear();
-        self.blocks.extend(guess.iter().map(|expert| BlockId::weights(layer, *expert)));
-        self.parts.cache.lacking(&self.blocks, &mut self.lacking);
-        self.chosen.clear();
-        self.chosen.extend(self.lacking.iter().map(|block| usize::from(block.expert)));
-        self.blocks.clear();
-        let worth = self.foresight.lacks(&self.chosen);
-        self.blocks.extend(worth.map(|expert| BlockId::weights(layer, expert)));
-        self.parts.cache.foresee(&self.blocks, hour(layers, task.step, layer))
+        Ok(())
     }
 
     /// Computes the chosen experts that are resident: of one row all together.

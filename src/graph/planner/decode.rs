@@ -9,12 +9,12 @@
 //!
 //! While experts are resident the executor runs on through the layers inside one node, so a layer
 //! without a miss costs no message. One with misses costs one for the fact and one for each expert
-//! that arrives. What is certain is acquired. What is likely is none of the planner's business: the
-//! executor leaves it with the hierarchy, which serves it behind everything that is certain.
+//! that arrives. What is certain is acquired; what is likely is only announced to the prefetcher,
+//! which serves it behind everything that is certain.
 //!
 //! Law 8 here: a node acquires one block and holds no other, so one slot is enough.
 
-use super::{Fact, Need, Pass, Plan, Planned, Planner, Task, Use, Work};
+use super::{Ahead, Fact, Need, Pass, Plan, Planned, Planner, Task, Use, Work};
 use crate::base::{BlockId, Step};
 use crate::graph::{Lane, NodeId, NodeSpec};
 
@@ -99,16 +99,24 @@ impl Planner for DecodePlanner {
         if task.step != self.step {
             return;
         }
-        if let Fact::Missing { layer, experts, next_use } = fact {
-            let due = self.hour(*layer);
-            let mut deps = vec![self.advance];
-            for &expert in experts {
-                let work = Work::Expert { layer: *layer, expert };
-                deps.push(self.node(plan, work, due, *next_use, vec![]));
+        match fact {
+            Fact::Missing { layer, experts, next_use } => {
+                let due = self.hour(*layer);
+                let mut deps = vec![self.advance];
+                for &expert in experts {
+                    let work = Work::Expert { layer: *layer, expert };
+                    deps.push(self.node(plan, work, due, *next_use, vec![]));
+                }
+                let next = layer + 1;
+                let (work, due) = (Work::Advance { layer: next }, self.hour(next));
+                self.advance = self.node(plan, work, due, u64::MAX, deps);
             }
-            let next = layer + 1;
-            let (work, due) = (Work::Advance { layer: next }, self.hour(next));
-            self.advance = self.node(plan, work, due, u64::MAX, deps);
+            Fact::Likely { layer, experts } => {
+                let use_at = self.hour(*layer);
+                let block = |expert: &usize| BlockId::weights(*layer, *expert);
+                plan.ahead.extend(experts.iter().map(|e| Ahead { block: block(e), use_at }));
+            }
+            _ => {}
         }
     }
 
@@ -165,5 +173,22 @@ mod tests {
         assert_eq!(next.last(), Some(&(3, Work::Advance { layer: 2 })));
         assert!(planner.ends_step(advance(2), &Fact::Ended));
         assert!(!planner.ends_step(advance(0), &Fact::Done));
+    }
+
+    #[test]
+    fn what_is_likely_is_announced_and_acquires_nothing() {
+        let mut planner = DecodePlanner::new(3);
+        let mut plan = Plan::default();
+        planner.begin(7, Pass::Forward(0), &mut plan);
+        plan.nodes.clear();
+        let task = Task { step: 7, ..advance(0) };
+        planner.on_news(task, &Fact::Likely { layer: 2, experts: vec![5] }, &mut plan);
+        assert!(plan.nodes.is_empty());
+        let ahead = Ahead { block: BlockId::weights(2, 5), use_at: hour(3, 7, 2) };
+        assert_eq!(plan.ahead, [ahead]);
+        // What an earlier step made known is too late.
+        let late = Fact::Likely { layer: 2, experts: vec![6] };
+        planner.on_news(Task { step: 6, ..advance(0) }, &late, &mut plan);
+        assert_eq!(plan.ahead.len(), 1);
     }
 }

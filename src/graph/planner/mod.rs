@@ -138,6 +138,8 @@ pub enum Fact {
     /// Experts that a layer chose and that are not resident: certain to be needed now, and next at
     /// `next_use` (`u64::MAX` if that is not known).
     Missing { layer: usize, experts: Vec<usize>, next_use: u64 },
+    /// Experts that a layer will likely choose, and that are not resident.
+    Likely { layer: usize, experts: Vec<usize> },
     /// The pass came to its end.
     Ended,
 }
