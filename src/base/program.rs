@@ -16,6 +16,8 @@ use std::path::PathBuf;
 struct Mapping {
     start: usize,
     len: usize,
+    /// Whether it is run: files of which nothing is are somebody's data.
+    runs: bool,
     path: PathBuf,
 }
 
@@ -25,12 +27,20 @@ impl Mapping {
         // Addresses, permissions, offset, device, inode, path: which may hold blanks.
         let mut fields = line.splitn(6, ' ');
         let (start, end) = fields.next()?.split_once('-')?;
-        let path = fields.nth(4)?.trim_start();
+        let runs = fields.next()?.contains('x');
+        let path = fields.nth(3)?.trim_start();
         let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16));
         let (start, end) = (start.ok()?, end.ok()?);
         let is_file = path.starts_with('/') && !path.ends_with(" (deleted)");
-        is_file.then(|| Self { start, len: end.saturating_sub(start), path: path.into() })
+        is_file.then(|| Self { start, len: end.saturating_sub(start), runs, path: path.into() })
     }
+}
+
+/// The mappings of the program and its libraries among those of /proc/self/maps.
+fn own(maps: &str) -> Vec<Mapping> {
+    let all = || maps.lines().filter_map(Mapping::parse);
+    let run: BTreeSet<PathBuf> = all().filter(|m| m.runs).map(|m| m.path).collect();
+    all().filter(|mapping| run.contains(&mapping.path)).collect()
 }
 
 /// Gives back the pages of the program's files that were read around others and that nothing has used;
@@ -38,7 +48,7 @@ impl Mapping {
 /// advice the pages stay, and nothing else changes.
 pub fn give_back_unused() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let mappings: Vec<Mapping> = maps.lines().filter_map(Mapping::parse).collect();
+    let mappings = own(&maps);
     for mapping in &mappings {
         // SAFETY: the advice changes how pages come in and never what they hold; a range that was
         // unmapped meanwhile is an error, which changes nothing.
@@ -54,13 +64,14 @@ pub fn give_back_unused() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn mappings_of_files_are_found_in_what_the_system_tells() {
         let line =
             "7f12a000-7f12c000 r-xp 00001000 fe:00 1234                       /usr/lib/a b.so";
         let (start, path) = (0x7f12_a000, PathBuf::from("/usr/lib/a b.so"));
-        assert_eq!(Mapping::parse(line), Some(Mapping { start, len: 0x2000, path }));
+        assert_eq!(Mapping::parse(line), Some(Mapping { start, len: 0x2000, runs: true, path }));
         for other in [
             "7ffd1000-7ffd2000 rw-p 00000000 00:00 0                          [stack]",
             "7f12a000-7f12c000 rw-p 00000000 00:00 0 ",
@@ -69,10 +80,23 @@ mod tests {
         ] {
             assert_eq!(Mapping::parse(other), None, "{other}");
         }
-        give_back_unused();
+    }
+
+    #[test]
+    fn data_that_somebody_maps_is_left_alone() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[7; 8192]).unwrap();
+        // SAFETY: nobody changes the file while it is mapped.
+        let data = unsafe { memmap2::Mmap::map(file.as_file()) }.unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        assert!(
-            maps.lines().filter_map(Mapping::parse).any(|m| m.path.ends_with("libtorch_cpu.so"))
-        );
+        let is_data = |mapping: &Mapping| mapping.path == file.path();
+        assert!(maps.lines().filter_map(Mapping::parse).any(|mapping| is_data(&mapping)));
+        let own = own(&maps);
+        assert!(!own.iter().any(is_data));
+        let torch: Vec<&Mapping> =
+            own.iter().filter(|m| m.path.ends_with("libtorch_cpu.so")).collect();
+        assert!(torch.iter().any(|m| m.runs) && torch.iter().any(|m| !m.runs));
+        give_back_unused();
+        assert!(data.iter().all(|byte| *byte == 7));
     }
 }

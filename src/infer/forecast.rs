@@ -137,7 +137,7 @@ impl Pass {
         })
     }
 
-    /// Share of its experts for which it does not wait.
+    /// Share of its experts that it does not wait for.
     pub fn hit_rate(&self) -> f64 {
         if self.needed > 0.0 { 1.0 - self.fetched / self.needed } else { 1.0 }
     }
@@ -172,7 +172,7 @@ const NEAR: f64 = 0.85;
 /// What a token will take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Forecast {
-    /// Share of the experts for which nothing is waited.
+    /// Share of the experts that it does not wait for.
     pub hit_rate: f64,
     pub tokens_per_s: f64,
     pub bytes_read_per_token: f64,
