@@ -8,7 +8,7 @@
 #![expect(clippy::needless_range_loop, reason = "an index names the same row of several arrays")]
 
 use super::encoding::FP8_TILE;
-use super::pairs::{self, FEW, Panel, TILE, WIDE, emit};
+use super::pairs::{self, FEW, TILE, WIDE, emit};
 pub(super) use super::simd::e4m3::has as fits;
 use super::simd::e4m3::{BYTES, Table};
 use super::simd::pairs::{PAIRED, dot, load, store, zero};
@@ -22,6 +22,11 @@ const K_BLOCK: usize = 1024;
 const NARROW: usize = 2;
 /// Vectors of a tile.
 const VECTORS: usize = FP8_TILE / PAIRED;
+
+/// [`WIDE`] rows of W over a block, decoded: a vector of each, side by side.
+#[repr(align(64))]
+struct Panel([Vectors; K_BLOCK / PAIRED]);
+type Vectors = [[u16; PAIRED]; WIDE];
 
 /// A range of the rows of W, times all rows of x.
 pub(super) struct Call {
@@ -86,8 +91,9 @@ unsafe fn few<const R: usize>(call: &Call, table: &Table, rows: [usize; R]) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
 unsafe fn many<const R: usize>(call: &Call, table: &Table, rows: [usize; R]) {
-    let mut panel = MaybeUninit::<Panel<{ K_BLOCK / PAIRED }>>::uninit();
-    let panel = Panel::start(&mut panel);
+    let mut panel = MaybeUninit::<Panel>::uninit();
+    // SAFETY: an address is taken and nothing is read.
+    let panel = unsafe { (&raw mut (*panel.as_mut_ptr()).0).cast::<Vectors>() };
     for start in (0..call.pairs.k).step_by(K_BLOCK) {
         let len = (call.pairs.k - start).min(K_BLOCK);
         // SAFETY: the rows are within W; the panel has room for a block, whose end is rounded up to a tile.

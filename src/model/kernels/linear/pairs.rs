@@ -7,11 +7,10 @@
 
 #![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
 
-use super::simd::pairs::{PAIRED, dot, load, load_part, prefetch, store, sums, zero};
+use super::simd::pairs::{PAIRED, dot, load, load_part, prefetch, sums, zero};
 use std::arch::x86_64::{
-    __m128, __m512, _mm_add_ps, _mm_loadu_ps, _mm_storeu_ps, _mm512_setzero_si512,
+    __m128, __m512, __m512i, _mm_add_ps, _mm_loadu_ps, _mm_storeu_ps, _mm512_setzero_si512,
 };
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Columns of a block.
@@ -22,10 +21,11 @@ pub(super) const FEW: usize = 4;
 const CACHED: usize = 512 << 10;
 /// Rows of a tile, of W and of x: sixteen accumulators.
 pub(super) const TILE: usize = 4;
-/// Of many rows of x: so many of W, which stay in the first-level cache, by so many of x, which pass, from
-/// so many in all.
+/// Of many rows of x: so many of W, which stay in the first-level cache (rows that lie a power of two apart
+/// share a set of it, which has room for twelve lines), by so many of x, which pass.
 pub(super) const WIDE: usize = 8;
 const NARROW: usize = 3;
+/// Rows of x are cut in multiples of this many.
 const MANY: usize = WIDE * NARROW;
 
 /// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
@@ -74,46 +74,26 @@ pub(super) unsafe fn run(call: &Call) {
     }
 }
 
-/// A vector of each of [`WIDE`] rows of W.
-pub(super) type Vectors = [[u16; PAIRED]; WIDE];
-
-/// [`WIDE`] rows of W over a block of so many vectors, side by side. In a file they lie a power of two
-/// apart, where the first-level cache finds them one after the other.
-#[repr(align(64))]
-pub(super) struct Panel<const VECTORS: usize>([Vectors; VECTORS]);
-
-impl<const VECTORS: usize> Panel<VECTORS> {
-    pub fn start(panel: &mut MaybeUninit<Self>) -> *mut Vectors {
-        // SAFETY: an address is taken and nothing is read.
-        unsafe { (&raw mut (*panel.as_mut_ptr()).0).cast() }
-    }
-}
-
 /// Whole groups of [`WIDE`] rows of W times all rows of x.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn many(call: &Call, rows: Range<usize>) {
-    let mut panel = MaybeUninit::<Panel<{ K_BLOCK / PAIRED }>>::uninit();
-    let panel = Panel::start(&mut panel);
     let most = (CACHED / (2 * call.k.max(1))).max(MANY) / MANY * MANY;
     for first in (0..call.n).step_by(most) {
         let x = first..call.n.min(first + most);
         for m in rows.clone().step_by(WIDE) {
             for start in (0..call.k).step_by(K_BLOCK) {
                 let len = (call.k - start).min(K_BLOCK);
-                let at = |m: usize, k: usize| call.w.wrapping_add(m * call.row_bytes + k * 2);
-                let ends = start + len == call.k;
-                let next = if ends { at(m + WIDE, 0) } else { at(m, start + len) };
-                let block = Block { call, m, start, len, panel, next };
+                let next = if start + len == call.k { (m + WIDE, 0) } else { (m, start + len) };
+                let block = Block { call, m, start, len, next };
                 // SAFETY: the rows and the block are within W and x; what is asked for need not exist.
                 unsafe {
-                    pack(at(m, start), call.row_bytes, len, panel);
-                    // All eight rows that come next are asked for while the groups of x pass.
-                    match x.len() {
-                        MANY.. => groups::<NARROW, 1>(&block, x.clone()),
-                        16.. => groups::<2, 1>(&block, x.clone()),
-                        8.. => groups::<2, 2>(&block, x.clone()),
-                        _ => groups::<2, 4>(&block, x.clone()),
+                    // As thinly as can be: a cache that waits for many lines lets nothing else by.
+                    match x.len().div_ceil(NARROW) {
+                        18.. => groups::<1>(&block, x.clone()),
+                        8.. => groups::<2>(&block, x.clone()),
+                        4.. => groups::<4>(&block, x.clone()),
+                        _ => groups::<8>(&block, x.clone()),
                     }
                 }
             }
@@ -121,85 +101,82 @@ unsafe fn many(call: &Call, rows: Range<usize>) {
     }
 }
 
-/// `len` columns of [`WIDE`] rows at `w`, zeros up to a whole vector.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn pack(w: *const u8, row_bytes: usize, len: usize, panel: *mut Vectors) {
-    let whole = len / PAIRED;
-    // SAFETY: the caller's.
-    unsafe {
-        for step in 0..whole {
-            let out = panel.add(step).cast::<[u16; PAIRED]>();
-            for r in 0..WIDE {
-                store(out.add(r), load(w.add(r * row_bytes + step * 2 * PAIRED)));
-            }
-        }
-        if whole * PAIRED < len {
-            let out = panel.add(whole).cast::<[u16; PAIRED]>();
-            for r in 0..WIDE {
-                let w = w.add(r * row_bytes + whole * 2 * PAIRED);
-                store(out.add(r), load_part(w, len - whole * PAIRED));
-            }
-        }
-    }
-}
-
-/// A packed block.
+/// A block of [`WIDE`] rows of W.
 struct Block<'a> {
     call: &'a Call,
-    /// Its rows of W, and its columns.
+    /// Its first row, its first column and its columns.
     m: usize,
     start: usize,
     len: usize,
-    panel: *const Vectors,
-    /// What is packed next.
-    next: *const u8,
+    /// Row and column where the block begins that is multiplied next.
+    next: (usize, usize),
 }
 
-/// Outputs of a block for some rows of x, C at a time; each of the first groups asks for LINES rows of what
-/// is packed next.
+/// Outputs of a block for some rows of x; each of the first groups of [`NARROW`] asks for so many HALVES of
+/// rows of the next block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn groups<const C: usize, const LINES: usize>(block: &Block<'_>, x: Range<usize>) {
-    let (mut c, mut ahead) = (x.start, 0);
+unsafe fn groups<const HALVES: usize>(block: &Block<'_>, x: Range<usize>) {
+    // With many groups the first is busy enough with fetching this block from the second-level cache.
+    let first = if HALVES <= 2 { x.start + NARROW } else { x.start };
+    let (mut c, mut asked) = (x.start, 0);
     while c < x.end {
         // Two and two rather than three and one: one row alone waits for W.
         let left = x.end - c;
-        let rows = if left == 4 { 2 } else { left.min(C) };
+        let rows = if left == 4 { 2 } else { left.min(NARROW) };
+        let asks = rows > 1 && c >= first && asked < 2 * WIDE;
         // SAFETY: the caller's.
         unsafe {
             match rows {
-                rows if rows == C && ahead < WIDE => group::<C, LINES>(block, c, ahead),
-                rows if rows == C => group::<C, 0>(block, c, 0),
+                NARROW if asks => group::<NARROW, HALVES>(block, c, asked),
+                NARROW => group::<NARROW, 0>(block, c, 0),
+                2 if asks => group::<2, HALVES>(block, c, asked),
                 2 => group::<2, 0>(block, c, 0),
                 _ => group::<1, 0>(block, c, 0),
             }
         }
-        (c, ahead) = (c + rows, ahead + LINES);
+        c += rows;
+        asked += if asks { HALVES } else { 0 };
     }
 }
 
-/// As [`groups`], rows `c..c + C` of x; asks for LINES rows from `ahead` on.
+/// As [`groups`], rows `c..c + C` of x; `asked` halves were asked for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn group<const C: usize, const LINES: usize>(block: &Block<'_>, c: usize, ahead: usize) {
-    let Block { call, m, start, len, panel, next } = *block;
+unsafe fn group<const C: usize, const HALVES: usize>(block: &Block<'_>, c: usize, asked: usize) {
+    let Block { call, m, start, len, next } = *block;
+    let at = |m: usize, k: usize| call.w.wrapping_add(m * call.row_bytes + 2 * k);
+    // Opaque, so that each row's address stays in a register instead of being added up.
+    let w: [*const u8; WIDE] = std::hint::black_box(std::array::from_fn(|r| at(m + r, start)));
+    let ahead = at(next.0 + asked / 2, next.1 + asked % 2 * len / 2);
+    let (whole, rest) = (len / PAIRED, len % PAIRED);
     let mut acc = [[zero(); C]; WIDE];
     // SAFETY: x has zeros up to a whole vector, the outputs are this thread's.
     unsafe {
         let x = call.x.add(c * call.x_stride + start);
-        for step in 0..len.div_ceil(PAIRED) {
-            for line in 0..LINES {
-                let row = next.wrapping_add((ahead + line) * call.row_bytes);
-                prefetch(row.wrapping_add(step * 2 * PAIRED));
+        let inputs = |step: usize| -> [__m512i; C] {
+            std::array::from_fn(|j| load(x.add(j * call.x_stride + step * PAIRED).cast()))
+        };
+        for step in 0..whole {
+            let bytes = 2 * PAIRED * step;
+            if HALVES == 1 && step % 2 == 0 {
+                prefetch(ahead.wrapping_add(bytes / 2));
             }
-            let mut inputs = [_mm512_setzero_si512(); C];
-            for j in 0..C {
-                inputs[j] = load(x.add(j * call.x_stride + step * PAIRED).cast());
+            for row in 0..HALVES / 2 {
+                prefetch(ahead.wrapping_add(row * call.row_bytes + bytes));
             }
-            let weights = panel.add(step).cast::<[u16; PAIRED]>();
+            let inputs = inputs(step);
             for r in 0..WIDE {
-                let weights = load(weights.add(r).cast());
+                let weights = load(w[r].add(bytes));
+                for j in 0..C {
+                    acc[r][j] = dot(acc[r][j], weights, inputs[j]);
+                }
+            }
+        }
+        if rest > 0 {
+            let inputs = inputs(whole);
+            for r in 0..WIDE {
+                let weights = load_part(w[r].add(2 * PAIRED * whole), rest);
                 for j in 0..C {
                     acc[r][j] = dot(acc[r][j], weights, inputs[j]);
                 }

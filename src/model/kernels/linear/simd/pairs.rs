@@ -41,11 +41,11 @@ pub unsafe fn store(p: *mut [u16; PAIRED], numbers: __m512i) {
     unsafe { _mm512_store_si512(p.cast(), numbers) }
 }
 
-/// Asks for the line at `p`, which need not exist, in the second-level cache.
+/// Asks for the line at `p`, which need not exist.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub fn prefetch(p: *const u8) {
-    _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    _mm_prefetch::<_MM_HINT_T0>(p.cast());
 }
 
 /// acc + the products of a's and b's neighbours, pair by pair.
