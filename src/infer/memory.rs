@@ -8,6 +8,7 @@ use crate::base::units::Bytes;
 use crate::base::{Error, ErrorKind, Result};
 use crate::model::config::ModelConfig;
 use crate::model::forward::{Forward, KvCache};
+use crate::model::kernels::linear::grouped_bytes;
 
 /// What a plan is made from; all of it comes from headers.
 #[derive(Debug, Clone, Copy)]
@@ -125,12 +126,13 @@ fn activations(config: &ModelConfig, rows: usize, needs: &Needs, sequences: usiz
     let h = config.hidden;
     let width = config.expert_width.max(config.shared_width.unwrap_or(0));
     // The products' scratch: inputs taken in twice, one of them in two forms, gate and up, what they join to,
-    // the output.
-    let products = 3 * h.max(width) + 3 * width + h;
-    let floats = rows * (2 * h + products) + 3 * sequences * config.vocab;
+    // the output; or what experts take together.
+    let products = 4 * rows * (3 * h.max(width) + 3 * width + h);
+    let grouped = grouped_bytes((rows, config.top_k), (h, config.expert_width), needs.threads);
+    let floats = rows * 2 * h + 3 * sequences * config.vocab;
     Forward::buffer_bytes(config, rows, sequences, needs.context, needs.threads)
         + Mix::bytes(rows, config.top_k, h)
-        + 4 * floats as u64
+        + (4 * floats + products.max(grouped)) as u64
 }
 
 /// Bytes that the system can give without swapping.

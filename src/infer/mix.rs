@@ -7,8 +7,11 @@
 
 use crate::base::{Error, Result};
 use crate::model::forward::{Routes, each_row};
-use crate::model::kernels::linear::{ExpertWeights, Work, expert_at, experts_of_row};
+use crate::model::kernels::linear::{
+    ExpertWeights, Routed, Work, can_group, expert_at, experts_of_row, experts_of_rows,
+};
 use crate::model::kernels::rows::add_sum;
+use std::ops::Range;
 
 /// The routed experts of one layer and pass. Its buffers grow to the largest pass and stay.
 #[derive(Debug, Default)]
@@ -68,11 +71,8 @@ impl Mix {
         y_th: &[f32],
         work: &mut Work,
     ) -> Result<()> {
-        let nth = self.nth(index)?;
-        let from = self.chosen[nth].1;
-        let to = self.chosen.get(nth + 1).map_or(self.places.len(), |(_, at)| *at);
         let (h, k) = (self.hidden, self.top_k.max(1));
-        let places = &self.places[from..to];
+        let places = &self.places[self.places_of(index)?];
         self.weight_n.clear();
         self.weight_n.extend(places.iter().map(|place| self.weights[*place as usize]));
         let needed = places.len() * h;
@@ -88,6 +88,29 @@ impl Mix {
         expert_at(weights, x_nh, &self.weight_n, places, out_kh, work)
     }
 
+    /// Computes some experts of a pass: where their kernels can, all together.
+    ///
+    /// # Errors
+    /// As [`Mix::run`].
+    pub fn run_rows(
+        &mut self,
+        experts: &[usize],
+        weights: &[ExpertWeights<'_>],
+        y_th: &[f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        let mut routed = Vec::with_capacity(experts.len());
+        for (index, weights) in experts.iter().zip(weights) {
+            let places = &self.places[self.places_of(*index)?];
+            routed.push(Routed { weights: *weights, places });
+        }
+        if can_group(&routed, work) {
+            let out_tkh = &mut self.out_tkh[..self.weights.len() * self.hidden];
+            return experts_of_rows(&routed, y_th, self.top_k, &self.weights, out_tkh, work);
+        }
+        experts.iter().zip(weights).try_for_each(|(e, weights)| self.run(*e, weights, y_th, work))
+    }
+
     /// Computes some experts of a pass of one row.
     ///
     /// # Errors
@@ -101,17 +124,20 @@ impl Mix {
     ) -> Result<()> {
         self.row_places.clear();
         for index in experts {
-            let nth = self.nth(*index)?;
-            self.row_places.push(self.places[self.chosen[nth].1] as usize);
+            let of = self.places_of(*index)?;
+            self.row_places.push(self.places[of.start] as usize);
         }
         let out_kh = &mut self.out_tkh[..self.weights.len() * self.hidden];
         experts_of_row(weights, y_h, &self.weights, &self.row_places, out_kh, work)
     }
 
-    /// Which of the chosen experts it is.
-    fn nth(&self, index: usize) -> Result<usize> {
+    /// Where the places of a chosen expert are.
+    fn places_of(&self, index: usize) -> Result<Range<usize>> {
         let nth = self.chosen.binary_search_by_key(&index, |(expert, _)| *expert);
-        nth.map_err(|_| Error::bug("an expert computes that no row chose").with("expert", index))
+        let none = |_| Error::bug("an expert computes that no row chose").with("expert", index);
+        let nth = nth.map_err(none)?;
+        let to = self.chosen.get(nth + 1).map_or(self.places.len(), |(_, at)| *at);
+        Ok(self.chosen[nth].1..to)
     }
 
     /// Adds the sum over K of each row's experts to `x_th`.

@@ -152,7 +152,7 @@ impl DecodeStage {
             let Rows { x_th, y_th, .. } = &mut self.pass;
             self.parts.forward.shared(layer, y_th, x_th, &mut self.work)?;
             self.foresee(task, layer + 1, missing)?;
-            self.compute_held()?;
+            self.compute_held(missing)?;
             if missing {
                 return Ok(Outcome::fact(Fact::Done));
             }
@@ -208,10 +208,16 @@ impl DecodeStage {
         Ok(())
     }
 
-    /// Computes the chosen experts that are resident: of one row all together.
-    fn compute_held(&mut self) -> Result<()> {
+    /// Computes the chosen experts that are resident: all together, but for those of many rows while others
+    /// are `missing`, which wait for the slots.
+    fn compute_held(&mut self, missing: bool) -> Result<()> {
         let mut held = std::mem::take(&mut self.held);
-        if self.pass.rows.len() == 1 {
+        let rows = self.pass.rows.len();
+        if rows > 1 && missing {
+            for held in held.drain(..).flatten() {
+                self.compute(held.block(), held.bytes())?;
+            }
+        } else {
             let (mut pieces, mut weights) = (Vec::new(), Vec::with_capacity(held.len()));
             self.chosen.clear();
             for held in held.iter().flatten() {
@@ -221,13 +227,13 @@ impl DecodeStage {
                 weights.push(self.parts.source.expert(layer, expert, &pieces)?);
                 self.chosen.push(expert);
             }
-            self.mix.run_row(&self.chosen, &weights, &self.pass.y_th, &mut self.work)?;
+            let (mix, y, work) = (&mut self.mix, &self.pass.y_th, &mut self.work);
+            match rows {
+                1 => mix.run_row(&self.chosen, &weights, y, work)?,
+                _ => mix.run_rows(&self.chosen, &weights, y, work)?,
+            }
             drop(weights);
             held.clear();
-        } else {
-            for held in held.drain(..).flatten() {
-                self.compute(held.block(), held.bytes())?;
-            }
         }
         self.held = held;
         Ok(())

@@ -397,10 +397,10 @@ impl GateUpCall<'_> {
 }
 
 dispatched! {
-    fn join(activation: Activation, gate: &[f32], up: &[f32], act: &mut [f32]) = join_body;
+    pub(super) fn join(activation: Activation, gate: &[f32], up: &[f32], act: &mut [f32]) = join_body;
 }
 dispatched! {
-    fn join_pairs(activation: Activation, pairs: &[f32], act: &mut [f32]) = join_pairs_body;
+    pub(super) fn join_pairs(activation: Activation, pairs: &[f32], act: &mut [f32]) = join_pairs_body;
 }
 
 #[inline(always)]

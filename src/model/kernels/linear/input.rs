@@ -136,14 +136,19 @@ impl Input {
 
     fn take_pairs(&mut self, x_nk: &[f32], pool: &mut Pool) -> Result<()> {
         let (rows, cols) = (self.rows, self.cols);
-        let stride = cols.next_multiple_of(PAIR_PADDING) + PAIR_PADDING;
-        self.pair_stride = stride;
-        let pairs = Disjoint::new(self.pairs.sized(rows * stride)?);
+        let stride = pair_stride(cols);
+        let pairs = Disjoint::new(self.pairs_for(rows, cols)?);
         each_row(rows, pool, &|n| {
             // SAFETY: row n belongs to this call alone.
             let out = unsafe { pairs.range(n * stride, stride) };
             round_pairs(&x_nk[n * cols..(n + 1) * cols], out);
         })
+    }
+
+    /// Room for rows of `cols` that somebody rounds.
+    pub fn pairs_for(&mut self, rows: usize, cols: usize) -> Result<&mut [u16]> {
+        self.pair_stride = pair_stride(cols);
+        self.pairs.sized(rows * self.pair_stride)
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -238,6 +243,11 @@ impl Input {
     }
 }
 
+/// Numbers from one row of `Pairs` to the next; those after `cols` are zero.
+pub(super) fn pair_stride(cols: usize) -> usize {
+    cols.next_multiple_of(PAIR_PADDING) + PAIR_PADDING
+}
+
 fn each_row(rows: usize, pool: &mut Pool, body: &(dyn Fn(usize) + Sync)) -> Result<()> {
     if rows < SHARED_ROWS {
         (0..rows).for_each(body);
@@ -250,7 +260,8 @@ fn each_row(rows: usize, pool: &mut Pool, body: &(dyn Fn(usize) + Sync)) -> Resu
 }
 
 dispatched! {
-    fn round_pairs(x: &[f32], out: &mut [u16]) = round_pairs_body;
+    /// x in bf16, and zeros behind it.
+    pub(super) fn round_pairs(x: &[f32], out: &mut [u16]) = round_pairs_body;
 }
 
 #[inline(always)]

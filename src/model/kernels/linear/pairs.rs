@@ -9,7 +9,7 @@
 
 use super::simd::pairs::{PAIRED, dot, load, load_part, prefetch, sums, zero};
 use std::arch::x86_64::{
-    __m128, __m512, __m512i, _mm_add_ps, _mm_loadu_ps, _mm_storeu_ps, _mm512_setzero_si512,
+    __m128, __m512, _mm_add_ps, _mm_loadu_ps, _mm_storeu_ps, _mm512_setzero_si512,
 };
 use std::ops::Range;
 
@@ -35,6 +35,8 @@ pub(super) struct Call {
     /// bf16 `[N, x_stride]`, zeros up to a whole vector.
     pub x: *const u16,
     pub x_stride: usize,
+    /// The rows that are multiplied, N of them; null: the first N.
+    pub x_rows: *const u32,
     pub n: usize,
     pub k: usize,
     pub from: usize,
@@ -43,6 +45,19 @@ pub(super) struct Call {
     pub out: *mut f32,
     pub out_stride: usize,
     pub add: bool,
+}
+
+impl Call {
+    /// Column `k` of the n-th row of x.
+    ///
+    /// # Safety
+    /// There are so many rows.
+    #[inline(always)]
+    unsafe fn row(&self, n: usize, k: usize) -> *const u16 {
+        // SAFETY: the caller's.
+        let n = if self.x_rows.is_null() { n } else { unsafe { *self.x_rows.add(n) as usize } };
+        self.x.wrapping_add(n * self.x_stride + k)
+    }
 }
 
 /// Runs `call`.
@@ -153,10 +168,8 @@ unsafe fn group<const C: usize, const HALVES: usize>(block: &Block<'_>, c: usize
     let mut acc = [[zero(); C]; WIDE];
     // SAFETY: x has zeros up to a whole vector, the outputs are this thread's.
     unsafe {
-        let x = call.x.add(c * call.x_stride + start);
-        let inputs = |step: usize| -> [__m512i; C] {
-            std::array::from_fn(|j| load(x.add(j * call.x_stride + step * PAIRED).cast()))
-        };
+        let x: [*const u16; C] = std::array::from_fn(|j| call.row(c + j, start));
+        let inputs = |step: usize| x.map(|x| load(x.add(step * PAIRED).cast()));
         for step in 0..whole {
             let bytes = 2 * PAIRED * step;
             if HALVES == 1 && step % 2 == 0 {
@@ -217,8 +230,7 @@ unsafe fn blocks<const R: usize, const C: usize>(call: &Call, rows: [usize; R], 
             }
             // Opaque, so that each row's address stays in a register instead of being added up.
             let w = std::hint::black_box(w);
-            let x = call.x.add(c * call.x_stride + start);
-            let acc = tile::<R, C>(w, x, call.x_stride, len);
+            let acc = tile::<R, C>(w, std::array::from_fn(|j| call.row(c + j, start)), len);
             emit(call, rows, c, start == 0, &acc);
         }
     }
@@ -271,8 +283,7 @@ pub(super) unsafe fn emit<const R: usize, const C: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn tile<const R: usize, const C: usize>(
     w: [*const u8; R],
-    x: *const u16,
-    x_stride: usize,
+    x: [*const u16; C],
     len: usize,
 ) -> [[__m512; C]; R] {
     let mut acc = [[zero(); C]; R];
@@ -286,7 +297,7 @@ unsafe fn tile<const R: usize, const C: usize>(
                 weights[r] = load(w[r].add(k * 2));
             }
             for c in 0..C {
-                let x = load(x.add(c * x_stride + k).cast());
+                let x = load(x[c].add(k).cast());
                 for r in 0..R {
                     acc[r][c] = dot(acc[r][c], weights[r], x);
                 }
@@ -298,7 +309,7 @@ unsafe fn tile<const R: usize, const C: usize>(
                 weights[r] = load_part(w[r].add(whole * 2), len - whole);
             }
             for c in 0..C {
-                let x = load(x.add(c * x_stride + whole).cast());
+                let x = load(x[c].add(whole).cast());
                 for r in 0..R {
                     acc[r][c] = dot(acc[r][c], weights[r], x);
                 }

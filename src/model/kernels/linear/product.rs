@@ -148,6 +148,7 @@ pub(super) unsafe fn rows_from(
                 row_bytes,
                 x: input.pairs.as_ptr().wrapping_add(first * input.pair_stride),
                 x_stride: input.pair_stride,
+                x_rows: std::ptr::null(),
                 n,
                 k,
                 from,

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::model::kernels::linear::{
-    Activation, ExpertWeights, GateUp, Projection, Vector, expert, experts_of_row, linear,
+    Activation, ExpertWeights, GateUp, Projection, Routed, Vector, can_group, expert, expert_at,
+    experts_of_row, experts_of_rows, linear,
 };
 
 const CLAMPED: Activation = Activation::ClampedSwiGlu { limit: 7.0, alpha: 1.702 };
@@ -160,6 +161,79 @@ fn experts_of_a_row_give_the_bits_of_each_alone() {
     let mut out = [0.0; 8];
     let e = [apart(&one, CLAMPED, false)];
     assert!(experts_of_row(&e, &[0.0; 8], &[1.0], &[1], &mut out, &mut work).is_err());
+}
+
+#[test]
+fn grouped_experts_give_the_bits_of_each_alone() {
+    let (rows, top_k, hidden) = (40, 3, 200);
+    let mut numbers = Random::new(17);
+    let mut work = work(3, level());
+    // Widths that end within a vector, and within a task.
+    for width in [48, 72, 600] {
+        let all: Vec<Parts> =
+            (0..6).map(|_| parts(Encoding::Bf16, hidden, width, &mut numbers)).collect();
+        let (x, weights) = (numbers.numbers(rows * hidden), numbers.numbers(rows * top_k));
+        // Most of the rows choose the first three, one the last.
+        let chosen = |place: u32| match (place / top_k as u32, place % top_k as u32) {
+            (7, 0) => 5,
+            (row, k) if row % 9 == 0 => 3 + k as usize % 2,
+            (_, k) => k as usize,
+        };
+        let places = |e: usize| -> Vec<u32> {
+            (0..(rows * top_k) as u32).filter(|place| chosen(*place) == e).collect()
+        };
+        let places: Vec<Vec<u32>> = (0..all.len()).map(places).collect();
+        assert!(places[5].len() == 1 && places[3].len() == 10, "few rows, and more");
+        // Gate and up of all together: stacked, and in turn.
+        let join = |e: &Parts, pieces: [usize; 2]| {
+            let join = |a: &[u8], b: &[u8], piece: usize| -> Vec<u8> {
+                a.chunks(piece).zip(b.chunks(piece)).flat_map(|(a, b)| [a, b].concat()).collect()
+            };
+            let bias = join(&e.biases[0], &e.biases[1], pieces[1]);
+            (join(&e.gate.data, &e.up.data, pieces[0]), bias)
+        };
+        let [stacked, in_turn] = [[2 * width * hidden, 2 * width], [2 * hidden, 2]]
+            .map(|pieces| all.iter().map(|e| join(e, pieces)).collect::<Vec<_>>());
+        let layouts = [None, Some((&stacked, false)), Some((&in_turn, true))];
+        for (biased, layout) in [false, true].iter().flat_map(|b| layouts.map(|l| (*b, l))) {
+            let expert_of = |i: usize| {
+                let e = apart(&all[i], CLAMPED, biased);
+                let Some((fused, in_turn)) = layout else { return e };
+                let (data, bias) = &fused[i];
+                let matrix = Matrix::new(Encoding::Bf16, 2 * width, hidden, data).unwrap();
+                let p = Projection { matrix, bias: vector(bias).filter(|_| biased) };
+                let gate_up = if in_turn { GateUp::Interleaved(p) } else { GateUp::Stacked(p) };
+                ExpertWeights { gate_up, ..e }
+            };
+            let experts: Vec<_> = (0..all.len()).map(expert_of).collect();
+            let routed: Vec<_> = (experts.iter().zip(&places))
+                .map(|(weights, places)| Routed { weights: *weights, places })
+                .collect();
+            let mut out = vec![f32::NAN; rows * top_k * hidden];
+            let pairs = Form::of(Encoding::Bf16, hidden, level()) == Form::Pairs;
+            assert_eq!(can_group(&routed, &work), pairs);
+            if !pairs {
+                let done = experts_of_rows(&routed, &x, top_k, &weights, &mut out, &mut work);
+                assert!(done.is_err());
+                return;
+            }
+            experts_of_rows(&routed, &x, top_k, &weights, &mut out, &mut work).unwrap();
+            let mut want = vec![f32::NAN; out.len()];
+            for Routed { weights: e, places } in &routed {
+                let x: Vec<f32> = (places.iter())
+                    .flat_map(|place| &x[*place as usize / top_k * hidden..][..hidden])
+                    .copied()
+                    .collect();
+                let weights: Vec<f32> =
+                    places.iter().map(|place| weights[*place as usize]).collect();
+                expert_at(e, &x, &weights, places, &mut want, &mut work).unwrap();
+            }
+            assert_eq!(bits(&out), bits(&want), "width {width}, biased {biased}");
+            let short = &x[hidden..];
+            let error = experts_of_rows(&routed, short, top_k, &weights, &mut out, &mut work);
+            assert!(error.is_err());
+        }
+    }
 }
 
 #[test]
