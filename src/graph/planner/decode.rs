@@ -9,7 +9,7 @@
 //!
 //! While experts are resident the executor runs on through the layers inside one node, so a layer
 //! without a miss costs no message. One with misses costs one for the fact and one for each expert
-//! that arrives. What is certain is acquired; what is likely is only announced to the prefetcher,
+//! that arrives (ADR 21). What is certain is acquired; what is likely is only announced to the prefetcher,
 //! which serves it behind everything that is certain.
 //!
 //! Law 8 here: a node acquires one block and holds no other, so one slot is enough.
