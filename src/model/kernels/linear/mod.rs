@@ -18,6 +18,9 @@
 //! W as it lies ──────────────────────────────────────────────┴─product──▶ floats | columns | pairs | tiles | e4m3 | ints | sets ──▶ out [N, M]
 //!                                     (tasks of rows of W, on the threads of pool)
 //! ```
+//!
+//! `expert` joins the products of one expert; `experts` computes all experts of one row together, `grouped` those of
+//! many rows.
 
 mod aligned;
 mod blocks;
