@@ -65,15 +65,18 @@ llama() {
 }
 
 "$semoe" doctor --json "$work/doctor.json" >&2
-for kind in bf16 Q8_0 Q4_0; do
-    model=$files/$kind.gguf
-    [ $kind != bf16 ] || model=$files/bf16
-    llama "llama-$kind" 0 "$files/$kind.gguf" --repack
-    ours "semoe-$kind" 0 "$model"
+# In memory everything runs twice, in turn: some machines' memory has two rates, which change within minutes.
+for again in "" -again; do
+    for kind in bf16 Q8_0 Q4_0; do
+        model=$files/$kind.gguf
+        [ $kind != bf16 ] || model=$files/bf16
+        llama "llama-$kind$again" 0 "$files/$kind.gguf" --repack
+        ours "semoe-$kind$again" 0 "$model"
+    done
+    cold
+    peer "transformers-bf16$again" 0 python scripts/peers/run_transformers.py "$files/bf16" \
+        --prompts $prompts --tokens $tokens --seconds "$patience"
 done
-cold
-peer transformers-bf16 0 python scripts/peers/run_transformers.py "$files/bf16" --prompts $prompts \
-    --tokens $tokens --seconds "$patience"
 for run in bf16:4096 bf16:8192 Q8_0:2048 Q4_0:1536; do
     kind=${run%:*} mib=${run#*:}
     model=$files/$kind.gguf
