@@ -126,9 +126,11 @@ fn activations(config: &ModelConfig, rows: usize, needs: &Needs, sequences: usiz
     let h = config.hidden;
     let width = config.expert_width.max(config.shared_width.unwrap_or(0));
     // The products' scratch: inputs taken in twice, one of them in two forms, gate and up, what they join to,
-    // the output; or what experts take together.
-    let products = 4 * rows * (3 * h.max(width) + 3 * width + h);
-    let grouped = grouped_bytes((rows, config.top_k), (h, config.expert_width), needs.threads);
+    // the output. Or, in bf16, one input in one form and the rest, and what experts take together.
+    let joined = 3 * width + h;
+    let products = 4 * rows * (3 * h.max(width) + joined);
+    let grouped = grouped_bytes((rows, config.top_k), (h, config.expert_width), needs.threads)
+        + rows * (2 * h.max(width) + 4 * joined);
     let floats = rows * 2 * h + 3 * sequences * config.vocab;
     Forward::buffer_bytes(config, rows, sequences, needs.context, needs.threads)
         + Mix::bytes(rows, config.top_k, h)
