@@ -76,15 +76,18 @@ pub fn experts_of_rows(
     let Some(first) = experts.first() else { return Ok(()) };
     let (hidden, width) = first.weights.shape()?;
     let rows = x_th.len() / hidden.max(1);
-    let fits = |e: &Routed<'_>| {
+    let mut free = vec![true; rows * top_k];
+    // Nobody else has this place.
+    let mut takes = |place: &u32| free.get_mut(*place as usize).is_some_and(std::mem::take);
+    let mut fits = |e: &Routed<'_>| {
         e.weights.shape().is_ok_and(|shape| shape == (hidden, width))
-            && e.places.is_sorted_by(|a, b| a < b)
-            && e.places.last().is_none_or(|last| (*last as usize) < rows * top_k)
+            && e.places.is_sorted()
+            && e.places.iter().all(&mut takes)
     };
     let fit = x_th.len() == rows * hidden
         && weight_tk.len() == rows * top_k
         && out_tkh.len() == weight_tk.len() * hidden;
-    if !fit || !can_group(experts, work) || !experts.iter().all(fits) {
+    if !fit || !can_group(experts, work) || !experts.iter().all(&mut fits) {
         let text = "grouped experts, their rows, weights and outputs do not fit together";
         return Err(Error::bug(text).with("experts", experts.len()).with("rows", rows));
     }

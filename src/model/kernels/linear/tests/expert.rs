@@ -229,6 +229,9 @@ fn grouped_experts_give_the_bits_of_each_alone() {
                 expert_at(e, &x, &weights, places, &mut want, &mut work).unwrap();
             }
             assert_eq!(bits(&out), bits(&want), "width {width}, biased {biased}");
+            let twice = [routed[5], routed[5]];
+            let error = experts_of_rows(&twice, &x, top_k, &weights, &mut out, &mut work);
+            assert!(error.is_err(), "a place has one expert");
             let short = &x[hidden..];
             let error = experts_of_rows(&routed, short, top_k, &weights, &mut out, &mut work);
             assert!(error.is_err());
