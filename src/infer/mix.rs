@@ -88,17 +88,20 @@ impl Mix {
         expert_at(weights, x_nh, &self.weight_n, places, out_kh, work)
     }
 
-    /// Computes some experts of a pass: where their kernels can, all together.
+    /// Computes some experts of a pass: of one row, or where their kernels can, all together.
     ///
     /// # Errors
     /// As [`Mix::run`].
-    pub fn run_rows(
+    pub fn run_all(
         &mut self,
         experts: &[usize],
         weights: &[ExpertWeights<'_>],
         y_th: &[f32],
         work: &mut Work,
     ) -> Result<()> {
+        if self.weights.len() == self.top_k {
+            return self.run_row(experts, weights, y_th, work);
+        }
         let mut routed = Vec::with_capacity(experts.len());
         for (index, weights) in experts.iter().zip(weights) {
             let places = &self.places[self.places_of(*index)?];
@@ -111,11 +114,8 @@ impl Mix {
         experts.iter().zip(weights).try_for_each(|(e, weights)| self.run(*e, weights, y_th, work))
     }
 
-    /// Computes some experts of a pass of one row.
-    ///
-    /// # Errors
-    /// As [`Mix::run`].
-    pub fn run_row(
+    /// [`Self::run_all`] of one row.
+    fn run_row(
         &mut self,
         experts: &[usize],
         weights: &[ExpertWeights<'_>],
@@ -229,11 +229,11 @@ mod tests {
         mix.begin(&row, H);
         let chosen: Vec<usize> = mix.chosen().collect();
         let weights: Vec<_> = chosen.iter().map(|index| experts[*index].weights()).collect();
-        mix.run_row(&chosen, &weights, &y[..H], &mut work).unwrap();
+        mix.run_all(&chosen, &weights, &y[..H], &mut work).unwrap();
         let mut x = vec![1.0; H];
         mix.add_to(&mut x, &mut work).unwrap();
         assert_eq!(x, results[0][..H]);
-        assert!(mix.run_row(&[1], &[experts[1].weights()], &y[..H], &mut work).is_err());
+        assert!(mix.run_all(&[1], &[experts[1].weights()], &y[..H], &mut work).is_err());
         let routes = row;
         let mut mix = Mix::default();
         mix.begin(&routes, H);

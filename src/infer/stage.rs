@@ -212,8 +212,7 @@ impl DecodeStage {
     /// are `missing`, which wait for the slots.
     fn compute_held(&mut self, missing: bool) -> Result<()> {
         let mut held = std::mem::take(&mut self.held);
-        let rows = self.pass.rows.len();
-        if rows > 1 && missing {
+        if missing && self.pass.rows.len() > 1 {
             for held in held.drain(..).flatten() {
                 self.compute(held.block(), held.bytes())?;
             }
@@ -227,11 +226,7 @@ impl DecodeStage {
                 weights.push(self.parts.source.expert(layer, expert, &pieces)?);
                 self.chosen.push(expert);
             }
-            let (mix, y, work) = (&mut self.mix, &self.pass.y_th, &mut self.work);
-            match rows {
-                1 => mix.run_row(&self.chosen, &weights, y, work)?,
-                _ => mix.run_rows(&self.chosen, &weights, y, work)?,
-            }
+            self.mix.run_all(&self.chosen, &weights, &self.pass.y_th, &mut self.work)?;
             drop(weights);
             held.clear();
         }

@@ -26,7 +26,8 @@ pub fn experts_of_row(
     let (hidden, width) = like.shape()?;
     let fit = places.len() == experts.len()
         && out_kh.len() == weight_k.len() * hidden
-        && places.iter().all(|place| *place < weight_k.len());
+        && places.iter().all(|place| *place < weight_k.len())
+        && (1..places.len()).all(|nth| !places[..nth].contains(&places[nth]));
     if !fit || x_h.len() != hidden {
         return Err(Error::bug(
             "the experts of a row, their weights and outputs do not fit together",

@@ -161,6 +161,8 @@ fn experts_of_a_row_give_the_bits_of_each_alone() {
     let mut out = [0.0; 8];
     let e = [apart(&one, CLAMPED, false)];
     assert!(experts_of_row(&e, &[0.0; 8], &[1.0], &[1], &mut out, &mut work).is_err());
+    let twice = [e[0], e[0]];
+    assert!(experts_of_row(&twice, &[0.0; 8], &[1.0], &[0, 0], &mut out, &mut work).is_err());
 }
 
 #[test]
