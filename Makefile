@@ -22,10 +22,10 @@ test: bootstrap verify ## Set everything up and pass every test
 verify: bootstrap fmt-check clippy check-tests doc audit ## Check everything; changes no file of the project
 
 fmt-check:
-	cargo fmt --check
+	cargo fmt --all --check
 
 clippy:
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 check-tests:
 	INSTA_UPDATE=no cargo test --locked
@@ -37,7 +37,7 @@ audit:
 	@scripts/audit.sh
 
 fix: bootstrap ## Format, and renew what is generated: schema, reference
-	cargo fmt
+	cargo fmt --all
 	cargo run --quiet --bin semoe -- config schema > configs/schema.json.new
 	mv configs/schema.json.new configs/schema.json
 	cargo run --quiet --bin semoe -- config reference > docs/configuration.md.new
@@ -52,5 +52,5 @@ bench-peers: bootstrap ## Compare with transformers, DeepSpeed, llama.cpp; write
 soak: bootstrap ## The long form of the crash tests: 200 kills
 	SEMOE_KILLS=200 cargo test --locked --release --test resume_after_kill -- --nocapture
 
-fuzz: bootstrap ## Change file headers at random, 60 s for each parser
-	SEMOE_FUZZ_SECONDS=60 cargo test --locked --test hostile_headers -- --nocapture --test-threads 1
+fuzz: bootstrap ## libFuzzer on the parsers of file headers, SEMOE_FUZZ_SECONDS (60) each
+	@scripts/fuzz.sh

@@ -42,10 +42,10 @@ if ! command -v cargo-deny >/dev/null; then
     PATH=$tools/bin:$PATH
 fi
 
-cargo deny --log-level warn --all-features check bans licenses sources
+cargo deny --log-level warn --workspace --all-features check bans licenses sources
 
 if timeout 60 cargo deny --log-level off --all-features fetch db >/dev/null 2>&1; then
-    cargo deny --log-level warn --all-features check advisories
+    cargo deny --log-level warn --workspace --all-features check advisories
 else
     say "advisories NOT checked: the advisory database cannot be had from this machine"
 fi
