@@ -10,6 +10,7 @@ pub mod file;
 pub mod idle;
 pub mod ids;
 pub mod ledger;
+pub mod pages;
 pub mod program;
 pub mod timing;
 pub mod units;

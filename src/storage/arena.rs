@@ -4,14 +4,13 @@
 //! in a slot, and who may touch it when, is the hierarchy's to say: the arena lends addresses.
 
 use super::hierarchy::{SlotClass, SlotId};
+use crate::base::pages::{HUGE_PAGE, Pages};
 use crate::base::units::{Bytes, round_up};
 use crate::base::{Error, ErrorKind, Part, Result};
-use memmap2::{MmapMut, MmapOptions};
 use std::sync::Arc;
 
 /// The alignment and granularity of slots.
 pub const SLOT_ALIGN: u64 = 4096;
-const HUGE_PAGE: u64 = 2 << 20;
 
 /// An address range in the arena: one slot.
 ///
@@ -61,9 +60,8 @@ struct Region {
 pub struct Arena {
     base: SlotBytes,
     regions: Vec<Region>,
-    huge_pages: bool,
     // Held for its drop; `base` points into it.
-    _map: MmapMut,
+    pages: Pages,
 }
 
 impl Arena {
@@ -91,23 +89,16 @@ impl Arena {
             regions.push(Region { class: *class, offset: total as usize });
             total += class.slot_bytes * u64::from(class.slots);
         }
-        // Huge pages spare the TLB in kernels that sweep a slot; under a few of them the rounding
-        // would cost more than it gives.
-        let huge_pages = total >= 8 * HUGE_PAGE;
-        let align = if huge_pages { HUGE_PAGE } else { SLOT_ALIGN };
-        let len = round_up(total.max(SLOT_ALIGN), align);
-        let mut map = MmapOptions::new().len((len + align) as usize).map_anon().map_err(|e| {
+        // Under a few huge pages the rounding would cost more than they give.
+        let huge = total >= 8 * HUGE_PAGE;
+        let len = round_up(total.max(SLOT_ALIGN), if huge { HUGE_PAGE } else { SLOT_ALIGN });
+        let mut pages = Pages::zeroed(len, huge).map_err(|e| {
             Error::new(ErrorKind::Budget, "the system refuses the memory for the slots")
                 .with("size", Bytes(len))
                 .from_source(e)
         })?;
-        let start = map.as_mut_ptr();
-        let skip = start.align_offset(align as usize);
-        // Advice that the kernel may decline: slower, never wrong.
-        let huge_pages =
-            huge_pages && map.advise_range(memmap2::Advice::HugePage, skip, len as usize).is_ok();
-        let base = SlotBytes { ptr: start.wrapping_add(skip), len: len as usize };
-        Ok(Arc::new(Self { base, regions, huge_pages, _map: map }))
+        let base = SlotBytes { ptr: pages.as_mut_ptr(), len: len as usize };
+        Ok(Arc::new(Self { base, regions, pages }))
     }
 
     /// The whole range, for registration with the kernel.
@@ -117,7 +108,7 @@ impl Arena {
 
     /// Whether the kernel was asked for huge pages and agreed.
     pub fn has_huge_pages(&self) -> bool {
-        self.huge_pages
+        self.pages.are_huge()
     }
 
     /// The classes it was made of.

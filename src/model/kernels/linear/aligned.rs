@@ -1,6 +1,7 @@
 //! Memory that begins on 64 bytes, a cache line and a vector: what lies across two is read twice.
 
 use crate::base::Result;
+use crate::base::pages::{HUGE_PAGE, Pages};
 use crate::model::kernels::view::{Plain, cast_mut};
 use std::marker::PhantomData;
 
@@ -9,15 +10,30 @@ use std::marker::PhantomData;
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Bytes that begin on 64 bytes, zero at first.
+/// Bytes that begin on 64 bytes, zero at first; many of them in huge pages.
 pub struct AlignedBytes {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
+}
+
+enum Memory {
+    Heap(Vec<Line>),
+    Mapped(Pages),
 }
 
 impl AlignedBytes {
     pub fn zeroed(len: usize) -> Self {
-        Self { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
+        let mapped = (len as u64 >= HUGE_PAGE).then(|| Pages::zeroed(len as u64, true));
+        let memory = match mapped {
+            Some(Ok(mut pages)) => {
+                // All of it is there from the start: memory that a plan counts does not grow later.
+                pages.fill(0);
+                Memory::Mapped(pages)
+            }
+            // The heap has its own way to say that there is no memory.
+            _ => Memory::Heap(vec![Line([0; 64]); len.div_ceil(64)]),
+        };
+        Self { memory, len }
     }
 
     pub fn copy_of(bytes: &[u8]) -> Self {
@@ -30,14 +46,19 @@ impl AlignedBytes {
 impl std::ops::Deref for AlignedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.lines.as_flattened_bytes()[..self.len]
+        match &self.memory {
+            Memory::Heap(lines) => &lines.as_flattened_bytes()[..self.len],
+            Memory::Mapped(pages) => pages,
+        }
     }
 }
 
 impl std::ops::DerefMut for AlignedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
-        let len = self.len;
-        &mut self.lines.as_flattened_bytes_mut()[..len]
+        match &mut self.memory {
+            Memory::Heap(lines) => &mut lines.as_flattened_bytes_mut()[..self.len],
+            Memory::Mapped(pages) => pages,
+        }
     }
 }
 
