@@ -6,9 +6,13 @@
 //! the best of simulated policies: Ari et al., "ACME: adaptive caching using multiple experts", 2002.)
 
 use super::Policy;
-use super::lfu::Counts;
+use super::counts::Counts;
+use super::order::Order;
 use crate::base::BlockId;
 use crate::storage::hierarchy::BlockMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 
 /// Accesses after which uses count half: from about `lru` to the habits of a long text.
 const SPANS: [u64; 4] = [128, 512, 2048, 8192];
@@ -18,29 +22,44 @@ const FADE: f64 = 0.9;
 /// A span has to miss so much less to be preferred: what was kept for another is lost at a change.
 const BETTER: f64 = 0.98;
 
-/// A cache of names under one span.
-#[derive(Debug)]
+/// A cache of names under one span. Every token asks, seldom somebody leaves: so scores are looked up
+/// when one has to.
+#[derive(Debug, Default)]
 struct Ghost {
-    counts: Counts,
-    residents: BlockMap<()>,
+    now: u64,
+    /// Those inside, by score (as it was when somebody last looked, and it only grows), then by when they
+    /// came.
+    inside: BinaryHeap<Reverse<(u64, u64, BlockId)>>,
     misses: f64,
 }
 
 impl Ghost {
-    fn access(&mut self, block: BlockId, slots: usize) {
-        self.counts.add(block);
-        if self.residents.contains_key(&block) {
-            return;
-        }
+    fn enter(&mut self, block: BlockId, score: f64) {
+        self.now += 1;
         self.misses += 1.0;
-        if self.residents.len() >= slots
-            && let Some(victim) = self.counts.least(0.0, None)
-        {
-            self.counts.withdraw(victim);
-            self.residents.remove(&victim);
+        self.inside.push(Reverse((score.to_bits(), self.now, block)));
+    }
+
+    /// Takes out the block with the least score.
+    fn leave(&mut self, score: impl Fn(BlockId) -> f64) -> Option<BlockId> {
+        loop {
+            let mut top = self.inside.peek_mut()?;
+            let Reverse((kept, _, block)) = *top;
+            let now = score(block).to_bits();
+            if now == kept {
+                PeekMut::pop(top);
+                return Some(block);
+            }
+            top.0.0 = now;
         }
-        self.residents.insert(block, ());
-        self.counts.offer(block, u64::MAX);
+    }
+
+    /// Scores were made smaller.
+    fn score_all(&mut self, score: impl Fn(BlockId) -> f64) {
+        let inside = std::mem::take(&mut self.inside).into_iter();
+        self.inside = inside
+            .map(|Reverse((_, at, block))| Reverse((score(block).to_bits(), at, block)))
+            .collect();
     }
 }
 
@@ -48,9 +67,12 @@ impl Ghost {
 #[derive(Debug)]
 pub struct Adaptive {
     slots: usize,
+    counts: Counts<{ SPANS.len() }>,
     ghosts: [Ghost; SPANS.len()],
-    /// The real blocks in the order of each span.
-    real: [Counts; SPANS.len()],
+    /// In which ghosts a block is.
+    inside: BlockMap<[bool; SPANS.len()]>,
+    /// The real blocks in the order of the span that leads.
+    order: Order,
     leader: usize,
     accesses: u64,
 }
@@ -58,17 +80,29 @@ pub struct Adaptive {
 impl Adaptive {
     /// For a cache of `slots` blocks; uses count `beta` (0 < beta <= 1) as much after a span.
     pub fn new(slots: u32, beta: f64) -> Self {
-        let counts = || SPANS.map(|span| Counts::new(beta, span));
         Self {
             slots: slots as usize,
-            ghosts: counts().map(|counts| Ghost {
-                counts,
-                residents: BlockMap::default(),
-                misses: 0.0,
-            }),
-            real: counts(),
+            counts: Counts::new(beta, SPANS),
+            ghosts: Default::default(),
+            inside: BlockMap::default(),
+            order: Order::default(),
             leader: 1,
             accesses: 0,
+        }
+    }
+
+    /// Shows the ghosts an access.
+    fn haunt(&mut self, block: BlockId, scores: &[f64; SPANS.len()]) {
+        let inside = self.inside.entry(block).or_default();
+        let was = std::mem::replace(inside, [true; SPANS.len()]);
+        for (span, ghost) in self.ghosts.iter_mut().enumerate().filter(|(span, _)| !was[*span]) {
+            if ghost.inside.len() >= self.slots
+                && let Some(victim) = ghost.leave(|block| self.counts.score(block, span))
+                && let Some(inside) = self.inside.get_mut(&victim)
+            {
+                inside[span] = false;
+            }
+            ghost.enter(block, scores[span]);
         }
     }
 
@@ -77,6 +111,7 @@ impl Adaptive {
         let best = (0..SPANS.len()).min_by(|a, b| misses(*a).total_cmp(&misses(*b)));
         if let Some(best) = best.filter(|best| misses(*best) < BETTER * misses(self.leader)) {
             self.leader = best;
+            self.order.score_all(|block| self.counts.score(block, best));
         }
         self.ghosts.iter_mut().for_each(|ghost| ghost.misses *= FADE);
     }
@@ -88,8 +123,16 @@ impl Policy for Adaptive {
     }
 
     fn accessed(&mut self, block: BlockId) {
-        self.ghosts.iter_mut().for_each(|ghost| ghost.access(block, self.slots));
-        self.real.iter_mut().for_each(|counts| counts.add(block));
+        let (scores, scaled) = self.counts.add(block);
+        for span in (0..SPANS.len()).filter(|span| scaled[*span]) {
+            let score = |block| self.counts.score(block, span);
+            self.ghosts[span].score_all(score);
+            if span == self.leader {
+                self.order.score_all(score);
+            }
+        }
+        self.order.score(block, scores[self.leader]);
+        self.haunt(block, &scores);
         self.accesses += 1;
         if self.accesses.is_multiple_of(TERM) {
             self.choose();
@@ -97,23 +140,23 @@ impl Policy for Adaptive {
     }
 
     fn offer(&mut self, block: BlockId, next_use: u64) {
-        self.real.iter_mut().for_each(|counts| counts.offer(block, next_use));
+        self.order.offer(block, self.counts.score(block, self.leader), next_use);
     }
 
     fn withdraw(&mut self, block: BlockId) {
-        self.real.iter_mut().for_each(|counts| counts.withdraw(block));
+        self.order.withdraw(block);
     }
 
     fn hour(&mut self, now: u64) {
-        self.real.iter_mut().for_each(|counts| counts.hour(now));
+        self.order.hour(now);
     }
 
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
-        self.real[self.leader].victim(later_than)
+        self.order.victim(later_than)
     }
 
     fn victim_for(&mut self, next_use: u64) -> Option<BlockId> {
-        self.real[self.leader].victim_for(next_use)
+        self.order.victim_for(next_use)
     }
 }
 

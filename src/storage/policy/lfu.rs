@@ -1,202 +1,30 @@
 //! `lfu`: the block with the fewest uses leaves, old uses counting less and less.
-//!
-//! All scores shrink alike, which changes no order. So instead of shrinking them, the weight of a
-//! new use grows; decay then costs nothing however many blocks there are.
 
-use super::{Policy, SEARCH};
+use super::Policy;
+use super::counts::Counts;
+use super::order::Order;
 use crate::base::BlockId;
-use crate::storage::hierarchy::BlockMap;
-use std::collections::BTreeSet;
-
-/// Beyond this weight all scores are scaled down, once, to stay clear of overflow.
-const HEAVY: f64 = 1e150;
-
-/// Use counts that decay, for blocks in and out of the cache, and the order of those on offer.
-///
-/// A true count is its stored score divided by `weight`.
-#[derive(Debug)]
-pub(super) struct Counts {
-    beta: f64,
-    every: u64,
-    accesses: u64,
-    weight: f64,
-    now: u64,
-    /// The planner's hour, where it tells.
-    hour: Option<u64>,
-    blocks: BlockMap<Count>,
-    /// By score, then by the time of the offer. Scores are not negative, so that the order of
-    /// their bits is theirs.
-    order: BTreeSet<(u64, u64, BlockId)>,
-    /// Those of which the next use is known: by that, then as above.
-    known: BTreeSet<(u64, u64, u64, BlockId)>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Count {
-    score: f64,
-    /// When it was offered; 0 while it is not.
-    offered_at: u64,
-    next_use: u64,
-}
-
-impl Count {
-    fn place(&self, block: BlockId) -> (u64, u64, BlockId) {
-        (self.score.to_bits(), self.offered_at, block)
-    }
-
-    fn known_place(&self, block: BlockId) -> (u64, u64, u64, BlockId) {
-        (self.next_use, self.score.to_bits(), self.offered_at, block)
-    }
-}
-
-impl Counts {
-    pub fn new(beta: f64, every: u64) -> Self {
-        Self {
-            beta,
-            every: every.max(1),
-            accesses: 0,
-            weight: 1.0,
-            now: 0,
-            hour: None,
-            blocks: BlockMap::default(),
-            order: BTreeSet::new(),
-            known: BTreeSet::new(),
-        }
-    }
-
-    pub fn add(&mut self, block: BlockId) {
-        self.accesses += 1;
-        if self.accesses.is_multiple_of(self.every) {
-            self.decay();
-        }
-        let weight = self.weight;
-        self.reorder(block, |count| count.score += weight);
-    }
-
-    pub fn offer(&mut self, block: BlockId, next_use: u64) {
-        self.now += 1;
-        let now = self.now;
-        self.reorder(block, |count| (count.offered_at, count.next_use) = (now, next_use));
-    }
-
-    pub fn withdraw(&mut self, block: BlockId) {
-        if self.blocks.contains_key(&block) {
-            self.reorder(block, |count| count.offered_at = 0);
-        }
-    }
-
-    /// Changes a count and where it stands in the orders.
-    fn reorder(&mut self, block: BlockId, change: impl FnOnce(&mut Count)) {
-        let count = self.blocks.entry(block).or_default();
-        if count.offered_at != 0 {
-            self.order.remove(&count.place(block));
-            self.known.remove(&count.known_place(block));
-        }
-        change(count);
-        if count.offered_at != 0 {
-            self.order.insert(count.place(block));
-            if count.next_use != u64::MAX {
-                self.known.insert(count.known_place(block));
-            }
-        }
-    }
-
-    pub fn hour(&mut self, now: u64) {
-        self.hour = Some(now);
-    }
-
-    pub fn forget(&mut self, block: BlockId) {
-        self.blocks.remove(&block);
-    }
-
-    /// The least used block with a count of at least `threshold`.
-    pub fn least(&self, threshold: f64, later_than: Option<u64>) -> Option<BlockId> {
-        let from = ((threshold * self.weight).to_bits(), 0, LOWEST);
-        let mut candidates = self.order.range(from..).map(|(_, _, block)| *block);
-        let Some(limit) = later_than else {
-            let first = candidates.next()?;
-            // What was foreseen for an hour that has not passed has not had its chance yet.
-            let awaited = |block: &BlockId| {
-                let next_use = self.blocks.get(block).map_or(u64::MAX, |count| count.next_use);
-                next_use != u64::MAX && self.hour.is_some_and(|hour| next_use >= hour)
-            };
-            let mut rest = std::iter::once(first).chain(candidates).take(SEARCH);
-            return rest.find(|block| !awaited(block)).or(Some(first));
-        };
-        let is_later = |block: &BlockId| self.blocks.get(block).is_some_and(|c| c.next_use > limit);
-        candidates.take(SEARCH).find(is_later)
-    }
-
-    /// As [`Policy::victim`], where what is known of next uses comes first.
-    pub fn victim(&self, later_than: Option<u64>) -> Option<BlockId> {
-        let later = later_than.and_then(|limit| self.furthest().filter(|(at, _)| *at > limit));
-        later.map(|(_, block)| block).or_else(|| self.least(0.0, later_than))
-    }
-
-    /// As [`Policy::victim_for`].
-    pub fn victim_for(&self, next_use: u64) -> Option<BlockId> {
-        if next_use == u64::MAX {
-            return self.least(0.0, None);
-        }
-        let furthest = || self.furthest().map(|(_, block)| block);
-        self.missed().or_else(furthest).or_else(|| self.least(0.0, None))
-    }
-
-    /// The least used of the blocks whose known next use is furthest, and when that is.
-    fn furthest(&self) -> Option<(u64, BlockId)> {
-        let (last, ..) = self.known.last()?;
-        let first = self.known.range((*last, 0, 0, LOWEST)..).next();
-        first.map(|(at, .., block)| (*at, *block))
-    }
-
-    /// The least used of some blocks whose known next use did not come.
-    fn missed(&self) -> Option<BlockId> {
-        let hour = self.hour?;
-        let mut from = 0;
-        let next = || {
-            let first = self.known.range((from, 0, 0, LOWEST)..(hour, 0, 0, LOWEST)).next()?;
-            from = first.0 + 1;
-            Some(first)
-        };
-        // One of each hour, the earliest hours first.
-        let firsts = std::iter::from_fn(next).take(SEARCH);
-        firsts.min_by_key(|(_, score, at, _)| (*score, *at)).map(|(.., block)| *block)
-    }
-
-    fn decay(&mut self) {
-        self.weight /= self.beta;
-        if self.weight > HEAVY {
-            self.scale_down();
-        }
-    }
-
-    fn scale_down(&mut self) {
-        for count in self.blocks.values_mut() {
-            count.score /= self.weight;
-        }
-        self.weight = 1.0;
-        let blocks = &self.blocks;
-        let score = |block: &BlockId| blocks.get(block).map_or(0.0, |count| count.score).to_bits();
-        let order = std::mem::take(&mut self.order).into_iter();
-        self.order = order.map(|(_, at, block)| (score(&block), at, block)).collect();
-        let known = std::mem::take(&mut self.known).into_iter();
-        self.known = known.map(|(next, _, at, block)| (next, score(&block), at, block)).collect();
-    }
-}
-
-/// The first block of all.
-const LOWEST: BlockId = BlockId { layer: 0, expert: 0, part: crate::base::Part::Weights };
 
 /// Evicts the least frequently used block; counts outlive an eviction.
 #[derive(Debug)]
 pub struct Lfu {
-    counts: Counts,
+    counts: Counts<1>,
+    order: Order,
 }
 
 impl Lfu {
     /// Counts are multiplied by `beta` (0 < beta <= 1) every `every` accesses.
     pub fn new(beta: f64, every: u64) -> Self {
-        Self { counts: Counts::new(beta, every) }
+        Self { counts: Counts::new(beta, [every]), order: Order::default() }
+    }
+
+    /// The block with the fewest uses, but at least `count`.
+    pub(super) fn least(&self, count: f64, later_than: Option<u64>) -> Option<BlockId> {
+        self.order.least(self.counts.worth(count, 0), later_than)
+    }
+
+    pub(super) fn forget(&mut self, block: BlockId) {
+        self.counts.forget(block);
     }
 }
 
@@ -206,27 +34,32 @@ impl Policy for Lfu {
     }
 
     fn accessed(&mut self, block: BlockId) {
-        self.counts.add(block);
+        let ([score], [scaled]) = self.counts.add(block);
+        if scaled {
+            self.order.score_all(|block| self.counts.score(block, 0));
+        } else {
+            self.order.score(block, score);
+        }
     }
 
     fn offer(&mut self, block: BlockId, next_use: u64) {
-        self.counts.offer(block, next_use);
+        self.order.offer(block, self.counts.score(block, 0), next_use);
     }
 
     fn withdraw(&mut self, block: BlockId) {
-        self.counts.withdraw(block);
+        self.order.withdraw(block);
     }
 
     fn hour(&mut self, now: u64) {
-        self.counts.hour(now);
+        self.order.hour(now);
     }
 
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
-        self.counts.victim(later_than)
+        self.order.victim(later_than)
     }
 
     fn victim_for(&mut self, next_use: u64) -> Option<BlockId> {
-        self.counts.victim_for(next_use)
+        self.order.victim_for(next_use)
     }
 }
 
@@ -299,7 +132,7 @@ mod tests {
         for _ in 0..1600 {
             policy.accessed(block(9));
         }
-        assert_eq!(policy.counts.weight, 1.0);
+        assert_eq!(policy.counts.worth(1.0, 0), 1.0);
         for expert in 0..5 {
             assert_eq!(policy.victim(None), Some(block(expert)));
             policy.withdraw(block(expert));

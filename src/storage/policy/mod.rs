@@ -10,8 +10,10 @@
 //! policy costs time and never breaks a law. There is one policy object for each part.
 
 mod adaptive;
+mod counts;
 mod lfu;
 mod lru;
+mod order;
 mod planned;
 mod random;
 mod se_moe;

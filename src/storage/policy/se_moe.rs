@@ -5,21 +5,20 @@
 //! Every K accesses all hits are multiplied by beta. The paper does not say what leaves when no block
 //! reaches the threshold: here the least-hit one does, so that room can always be made.
 
-use super::Policy;
-use super::lfu::Counts;
+use super::{Lfu, Policy};
 use crate::base::BlockId;
 
 /// Evicts by hits in the cache, with a threshold that protects newcomers.
 #[derive(Debug)]
 pub struct SeMoe {
     threshold: f64,
-    counts: Counts,
+    hits: Lfu,
 }
 
 impl SeMoe {
     /// Hits are multiplied by `beta` (0 < beta <= 1) every `every` accesses.
     pub fn new(threshold: f64, beta: f64, every: u64) -> Self {
-        Self { threshold, counts: Counts::new(beta, every) }
+        Self { threshold, hits: Lfu::new(beta, every) }
     }
 }
 
@@ -29,29 +28,29 @@ impl Policy for SeMoe {
     }
 
     fn accessed(&mut self, block: BlockId) {
-        self.counts.add(block);
+        self.hits.accessed(block);
     }
 
     fn offer(&mut self, block: BlockId, next_use: u64) {
-        self.counts.offer(block, next_use);
+        self.hits.offer(block, next_use);
     }
 
     fn withdraw(&mut self, block: BlockId) {
-        self.counts.withdraw(block);
+        self.hits.withdraw(block);
     }
 
     fn evicted(&mut self, block: BlockId) {
         // The hit table holds cached blocks only.
-        self.counts.forget(block);
+        self.hits.forget(block);
     }
 
     fn hour(&mut self, now: u64) {
-        self.counts.hour(now);
+        self.hits.hour(now);
     }
 
     fn victim(&mut self, later_than: Option<u64>) -> Option<BlockId> {
-        let ripe = self.counts.least(self.threshold, later_than);
-        ripe.or_else(|| self.counts.least(0.0, later_than))
+        let ripe = self.hits.least(self.threshold, later_than);
+        ripe.or_else(|| self.hits.least(0.0, later_than))
     }
 }
 
