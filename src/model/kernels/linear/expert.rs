@@ -159,9 +159,7 @@ fn run(
     let target = Disjoint::new(out);
     let Work { pool, scratch, level } = work;
     let Scratch { inputs, gate_up, act, out, bias } = scratch;
-    let bias = sized(bias, 2 * width + hidden);
-    let has_bias = e.biases(width, bias)?;
-    let (bias_2f, bias_h) = bias.split_at(2 * width);
+    let biases = Biases::decode(std::iter::once(e), (hidden, width), bias)?;
     let act_nf = sized(act, rows * width);
 
     e.take_in(inputs, x_nh, hidden, *level, pool)?;
@@ -170,7 +168,7 @@ fn run(
         level: *level,
         x_nh,
         inputs,
-        bias: has_bias.then_some(bias_2f),
+        bias: biases.of(0).map(|(bias, _)| bias),
         width,
         first: 0,
         gate_up: Disjoint::new(sized(gate_up, rows * 2 * width)),
@@ -201,8 +199,8 @@ fn run(
             let (out, y) = unsafe {
                 (target.range(place * hidden + from, len), y.all.range(n * hidden + from, len))
             };
-            if has_bias {
-                add_all(y, &bias_h[from..to]);
+            if let Some((_, bias)) = biases.of(0) {
+                add_all(y, &bias[from..to]);
             }
             match places {
                 Some(_) => out.iter_mut().zip(y).for_each(|(out, y)| *out = weight * *y),
@@ -235,19 +233,21 @@ pub(super) fn take(
 impl ExpertWeights<'_> {
     /// Whether both have the same shape, and want activations in the same form.
     pub(super) fn is_like(&self, other: &Self, level: Level) -> bool {
-        let projections = |e: &Self| match e.gate_up {
-            GateUp::Apart { gate, up } => (0, gate, up),
-            GateUp::Stacked(p) => (1, p, p),
-            GateUp::Interleaved(p) => (2, p, p),
-        };
-        let ((kind, gate, up), (other_kind, other_gate, other_up)) =
-            (projections(self), projections(other));
-        let pairs = [(&gate, &other_gate), (&up, &other_up), (&self.down, &other.down)];
+        let kind = |e: &Self| std::mem::discriminant(&e.gate_up);
+        let mut pairs = self.projections().into_iter().zip(other.projections());
         let alike = |a: &Projection<'_>, b: &Projection<'_>| {
             let shape = |p: &Projection<'_>| (p.matrix.rows, p.matrix.cols);
             shape(a) == shape(b) && same_form(a, b, level)
         };
-        kind == other_kind && pairs.iter().all(|(a, b)| alike(a, b))
+        kind(self) == kind(other) && pairs.all(|(a, b)| alike(a, b))
+    }
+
+    /// Gate, up (the same one where both are in one matrix), down.
+    fn projections(&self) -> [&Projection<'_>; 3] {
+        match &self.gate_up {
+            GateUp::Apart { gate, up } => [gate, up, &self.down],
+            GateUp::Stacked(p) | GateUp::Interleaved(p) => [p, p, &self.down],
+        }
     }
 
     /// Gate, or gate and up.
@@ -259,19 +259,17 @@ impl ExpertWeights<'_> {
     }
 
     /// Decodes the biases as the outputs lie: `[2F]`, then `[H]`; zeros for those that there are not.
-    /// Whether there is any.
-    pub(super) fn biases(&self, width: usize, bias: &mut [f32]) -> Result<bool> {
-        let (gate_up, down) = bias.split_at_mut(2 * width);
+    fn decode_biases(&self, width: usize, out: &mut [f32]) -> Result<()> {
+        let (gate_up, down) = out.split_at_mut(2 * width);
         let (gate, up) = gate_up.split_at_mut(width);
-        let mut any = decode_bias(&self.down, down)?;
         match &self.gate_up {
             GateUp::Apart { gate: g, up: u } => {
-                any |= decode_bias(g, gate)?;
-                any |= decode_bias(u, up)?;
+                decode_bias(g, gate)?;
+                decode_bias(u, up)?;
             }
-            GateUp::Stacked(p) | GateUp::Interleaved(p) => any |= decode_bias(p, gate_up)?,
+            GateUp::Stacked(p) | GateUp::Interleaved(p) => decode_bias(p, gate_up)?,
         }
-        Ok(any)
+        decode_bias(&self.down, down)
     }
 
     pub(super) fn take_in(
@@ -295,13 +293,53 @@ impl ExpertWeights<'_> {
 }
 
 /// Checks a projection, and decodes its bias; whether it has one.
-fn decode_bias(p: &Projection<'_>, out: &mut [f32]) -> Result<bool> {
-    p.matrix.check()?;
+fn decode_bias(p: &Projection<'_>, out: &mut [f32]) -> Result<()> {
     match &p.bias {
-        Some(bias) => decode_vector(bias, out)?,
-        None => out.fill(0.0),
+        Some(bias) => decode_vector(bias, out),
+        None => {
+            out.fill(0.0);
+            Ok(())
+        }
     }
-    Ok(p.bias.is_some())
+}
+
+/// The biases of some experts of one shape; few families have any.
+#[derive(Clone, Copy)]
+pub(super) struct Biases<'a> {
+    all: Option<&'a [f32]>,
+    hidden: usize,
+    width: usize,
+}
+
+impl<'a> Biases<'a> {
+    /// Decodes them into `buffer`, and checks the matrices beside them.
+    pub fn decode<'e>(
+        experts: impl Iterator<Item = &'e ExpertWeights<'e>> + Clone,
+        (hidden, width): (usize, usize),
+        buffer: &'a mut Vec<f32>,
+    ) -> Result<Self> {
+        let (mut count, mut any) = (0, false);
+        for projection in experts.clone().flat_map(ExpertWeights::projections) {
+            projection.matrix.check()?;
+            any |= projection.bias.is_some();
+            count += 1;
+        }
+        if !any {
+            return Ok(Self { all: None, hidden, width });
+        }
+        let each = 2 * width + hidden;
+        let all = sized(buffer, count / 3 * each);
+        for (e, out) in experts.zip(all.chunks_mut(each)) {
+            e.decode_biases(width, out)?;
+        }
+        Ok(Self { all: Some(all), hidden, width })
+    }
+
+    /// Of the outputs of gate and up as they lie, `[2F]`, and of those of down, `[H]`.
+    pub fn of(&self, expert: usize) -> Option<(&'a [f32], &'a [f32])> {
+        let each = 2 * self.width + self.hidden;
+        Some(self.all?[expert * each..][..each].split_at(2 * self.width))
+    }
 }
 
 fn same_form(a: &Projection<'_>, b: &Projection<'_>, level: Level) -> bool {

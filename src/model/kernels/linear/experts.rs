@@ -3,17 +3,17 @@
 //!
 //! Legend: E experts, K places of a row, H hidden, F expert width.
 
-use super::expert::{ExpertWeights, GateUpCall, add_all, expert, take};
+use super::expert::{Biases, ExpertWeights, GateUpCall, add_all, expert_at, take};
 use super::pool::Disjoint;
 use super::product::{self, Outputs};
 use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
 
 /// Several experts of one row: `out[places[e], :] = weight[places[e]] · expert_e(x)` for x `[H]` and out
-/// `[K,H]`, in two regions of the threads for all of them. The bits are those of [`expert`].
+/// `[K,H]`, in two regions of the threads for all of them. The bits are those of [`expert_at`].
 ///
 /// # Errors
-/// As [`expert`].
+/// As [`expert_at`].
 pub fn experts_of_row(
     experts: &[ExpertWeights<'_>],
     x_h: &[f32],
@@ -36,23 +36,16 @@ pub fn experts_of_row(
         .with("places", places.len())
         .with("out", out_kh.len()));
     }
-    places.iter().for_each(|place| out_kh[place * hidden..(place + 1) * hidden].fill(0.0));
     if !experts.iter().all(|e| e.is_like(like, work.level)) {
-        for (e, &place) in experts.iter().zip(places) {
-            let out = &mut out_kh[place * hidden..(place + 1) * hidden];
-            expert(e, x_h, &weight_k[place..=place], out, work)?;
+        for (e, place) in experts.iter().zip(places) {
+            expert_at(e, x_h, &weight_k[*place..=*place], &[*place as u32], out_kh, work)?;
         }
         return Ok(());
     }
     let Work { pool, scratch, level } = work;
     let Scratch { inputs, gate_up, act, out, bias } = scratch;
     let (count, level) = (experts.len(), *level);
-    let bias = sized(bias, count * (2 * width + hidden));
-    let mut has_bias = false;
-    for (e, bias) in experts.iter().zip(bias.chunks_mut(2 * width + hidden)) {
-        has_bias |= e.biases(width, bias)?;
-    }
-    let bias = &*bias;
+    let biases = Biases::decode(experts.iter(), (hidden, width), bias)?;
     let act_ef = sized(act, count * width);
 
     like.take_in(inputs, x_h, hidden, level, pool)?;
@@ -62,13 +55,12 @@ pub fn experts_of_row(
     let tasks = width.div_ceil(step);
     pool.run(count * tasks, &|_, task| {
         let (index, from) = (task / tasks, task % tasks * step);
-        let bias = &bias[index * (2 * width + hidden)..];
         let call = GateUpCall {
             e: &experts[index],
             level,
             x_nh: x_h,
             inputs,
-            bias: has_bias.then_some(&bias[..2 * width]),
+            bias: biases.of(index).map(|(bias, _)| bias),
             width,
             first: index,
             gate_up: gate_up.again(),
@@ -95,11 +87,11 @@ pub fn experts_of_row(
             let (at, len) = (index * hidden + from, to - from);
             (out.range(place * hidden + from, len), y.all.range(at, len))
         };
-        if has_bias {
-            add_all(y, &bias[index * (2 * width + hidden) + 2 * width..][from..to]);
+        if let Some((_, bias)) = biases.of(index) {
+            add_all(y, &bias[from..to]);
         }
         for (out, y) in out.iter_mut().zip(y) {
-            *out += weight_k[place] * *y;
+            *out = weight_k[place] * *y;
         }
     })
 }

@@ -9,7 +9,7 @@
 //! Legend: T rows of a pass, K experts a row, N rows of an expert, H hidden, F expert width.
 
 use super::encoding::Encoding;
-use super::expert::{ExpertWeights, GateUp, Projection, add_all, join, join_pairs};
+use super::expert::{Biases, ExpertWeights, GateUp, Projection, add_all, join, join_pairs};
 use super::input::{Form, Input, pair_stride, round_pairs};
 use super::matrix::Matrix;
 #[cfg(target_arch = "x86_64")]
@@ -93,12 +93,8 @@ pub fn experts_of_rows(
     }
     let Work { pool, scratch, .. } = work;
     let Scratch { inputs: [x, act], gate_up, bias, .. } = scratch;
-    let biases = sized(bias, experts.len() * (2 * width + hidden));
-    let mut has_bias = false;
-    for (e, bias) in experts.iter().zip(biases.chunks_mut(2 * width + hidden)) {
-        has_bias |= e.weights.biases(width, bias)?;
-    }
-    let group = Group::new(experts, top_k, (hidden, width), has_bias.then_some(&*biases));
+    let biases = Biases::decode(experts.iter().map(|e| &e.weights), (hidden, width), bias)?;
+    let group = Group::new(experts, top_k, (hidden, width), biases);
 
     x.take(Form::Pairs, x_th, hidden, pool)?;
     let act_nf = Disjoint::new(act.pairs_for(group.sources.len(), width)?);
@@ -174,8 +170,7 @@ struct Group<'a> {
     firsts: Vec<usize>,
     /// The row of x that each is.
     sources: Vec<u32>,
-    /// For each expert gate's and up's `[2F]`, down's `[H]`.
-    biases: Option<&'a [f32]>,
+    biases: Biases<'a>,
     hidden: usize,
     width: usize,
 }
@@ -185,7 +180,7 @@ impl<'a> Group<'a> {
         experts: &'a [Routed<'a>],
         top_k: usize,
         (hidden, width): (usize, usize),
-        biases: Option<&'a [f32]>,
+        biases: Biases<'a>,
     ) -> Self {
         let mut order: Vec<usize> = (0..experts.len()).collect();
         order.sort_by_key(|e| std::cmp::Reverse(experts[*e].places.len()));
@@ -212,11 +207,6 @@ impl<'a> Group<'a> {
         let of =
             |task: &Task| (2 * self.experts[task.expert].places.len() + 1) * (task.to - task.from);
         tasks.iter().map(of).max().unwrap_or(0)
-    }
-
-    fn bias(&self, expert: usize) -> Option<(&[f32], &[f32])> {
-        let each = 2 * self.width + self.hidden;
-        Some(self.biases?[expert * each..][..each].split_at(2 * self.width))
     }
 
     /// Columns of gate and up, joined and rounded into `act_nf`.
@@ -248,7 +238,7 @@ impl<'a> Group<'a> {
         let stride = pair_stride(width);
         // The last columns are followed by zeros.
         let end = if to == width { stride } else { to };
-        let bias = self.bias(expert).map(|(bias, _)| bias);
+        let bias = self.biases.of(expert).map(|(bias, _)| bias);
         let act = &mut act[..len];
         for row in 0..n {
             if matches!(weights.gate_up, GateUp::Interleaved(_)) {
@@ -290,7 +280,7 @@ impl<'a> Group<'a> {
         // SAFETY: the caller's.
         unsafe { Rows { x, stride, list: &[], n }.times(&weights.down.matrix, from..to, own) };
         for (place, y) in places.iter().zip(own.chunks_mut(len)) {
-            if let Some((_, bias)) = self.bias(expert) {
+            if let Some((_, bias)) = self.biases.of(expert) {
                 add_all(y, &bias[from..to]);
             }
             let place = *place as usize;
