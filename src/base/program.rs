@@ -44,8 +44,9 @@ fn own(maps: &str) -> Vec<Mapping> {
 }
 
 /// Gives back the pages of the program's files that were read around others and that nothing has used;
-/// from now on a page fault brings in its page alone. Where the system does not tell or takes no
-/// advice the pages stay, and nothing else changes.
+/// from now on a page fault brings in its page alone (seen on Linux 6.18: except in code, around which
+/// it reads as before). Where the system does not tell or takes no advice the pages stay, and nothing
+/// else changes.
 pub fn give_back_unused() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mappings = own(&maps);

@@ -14,6 +14,7 @@ use crate::model::checkpoint::Source;
 use crate::model::config::ModelConfig;
 use crate::model::forward::Forward;
 use crate::model::kernels::allocator::tune_allocator;
+use crate::model::kernels::libtorch;
 use crate::storage::in_place::InPlace;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ impl Opened {
         options.check()?;
         // Who promises no figure may as well find these pages there at the next start.
         if options.memory.is_some() {
+            libtorch::settle();
             give_back_unused();
         }
         let program = memory::resident_memory()?;

@@ -12,6 +12,12 @@ pub fn version() -> String {
     unsafe { CStr::from_ptr(semoe_torch_version()) }.to_string_lossy().into_owned()
 }
 
+/// Has libtorch and MKL set up what a thread's first parallel region asks of them, so that the pages of
+/// theirs that this takes are there (see [`crate::base::program`]).
+pub fn settle() {
+    tch::get_num_threads();
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! Legend: N rows, H hidden, F expert width.
 
-use super::decode::decode_vector;
+use super::biases::Biases;
 use super::input::{Form, Input};
 use super::matrix::{Matrix, Vector};
 use super::pool::{Disjoint, Pool};
@@ -243,7 +243,7 @@ impl ExpertWeights<'_> {
     }
 
     /// Gate, up (the same one where both are in one matrix), down.
-    fn projections(&self) -> [&Projection<'_>; 3] {
+    pub(super) fn projections(&self) -> [&Projection<'_>; 3] {
         match &self.gate_up {
             GateUp::Apart { gate, up } => [gate, up, &self.down],
             GateUp::Stacked(p) | GateUp::Interleaved(p) => [p, p, &self.down],
@@ -256,20 +256,6 @@ impl ExpertWeights<'_> {
             GateUp::Apart { gate, .. } => &gate.matrix,
             GateUp::Stacked(p) | GateUp::Interleaved(p) => &p.matrix,
         }
-    }
-
-    /// Decodes the biases as the outputs lie: `[2F]`, then `[H]`; zeros for those that there are not.
-    fn decode_biases(&self, width: usize, out: &mut [f32]) -> Result<()> {
-        let (gate_up, down) = out.split_at_mut(2 * width);
-        let (gate, up) = gate_up.split_at_mut(width);
-        match &self.gate_up {
-            GateUp::Apart { gate: g, up: u } => {
-                decode_bias(g, gate)?;
-                decode_bias(u, up)?;
-            }
-            GateUp::Stacked(p) | GateUp::Interleaved(p) => decode_bias(p, gate_up)?,
-        }
-        decode_bias(&self.down, down)
     }
 
     pub(super) fn take_in(
@@ -293,55 +279,6 @@ impl ExpertWeights<'_> {
 }
 
 /// Checks a projection, and decodes its bias; whether it has one.
-fn decode_bias(p: &Projection<'_>, out: &mut [f32]) -> Result<()> {
-    match &p.bias {
-        Some(bias) => decode_vector(bias, out),
-        None => {
-            out.fill(0.0);
-            Ok(())
-        }
-    }
-}
-
-/// The biases of some experts of one shape; few families have any.
-#[derive(Clone, Copy)]
-pub(super) struct Biases<'a> {
-    all: Option<&'a [f32]>,
-    hidden: usize,
-    width: usize,
-}
-
-impl<'a> Biases<'a> {
-    /// Decodes them into `buffer`, and checks the matrices beside them.
-    pub fn decode<'e>(
-        experts: impl Iterator<Item = &'e ExpertWeights<'e>> + Clone,
-        (hidden, width): (usize, usize),
-        buffer: &'a mut Vec<f32>,
-    ) -> Result<Self> {
-        let (mut count, mut any) = (0, false);
-        for projection in experts.clone().flat_map(ExpertWeights::projections) {
-            projection.matrix.check()?;
-            any |= projection.bias.is_some();
-            count += 1;
-        }
-        if !any {
-            return Ok(Self { all: None, hidden, width });
-        }
-        let each = 2 * width + hidden;
-        let all = sized(buffer, count / 3 * each);
-        for (e, out) in experts.zip(all.chunks_mut(each)) {
-            e.decode_biases(width, out)?;
-        }
-        Ok(Self { all: Some(all), hidden, width })
-    }
-
-    /// Of the outputs of gate and up as they lie, `[2F]`, and of those of down, `[H]`.
-    pub fn of(&self, expert: usize) -> Option<(&'a [f32], &'a [f32])> {
-        let each = 2 * self.width + self.hidden;
-        Some(self.all?[expert * each..][..each].split_at(2 * self.width))
-    }
-}
-
 fn same_form(a: &Projection<'_>, b: &Projection<'_>, level: Level) -> bool {
     let form = |p: &Projection<'_>| {
         (Form::of(p.matrix.encoding, p.matrix.cols, level), p.matrix.transposed)

@@ -3,7 +3,8 @@
 //!
 //! Legend: E experts, K places of a row, H hidden, F expert width.
 
-use super::expert::{Biases, ExpertWeights, GateUpCall, add_all, expert_at, take};
+use super::biases::Biases;
+use super::expert::{ExpertWeights, GateUpCall, add_all, expert_at, take};
 use super::pool::Disjoint;
 use super::product::{self, Outputs};
 use super::work::{Scratch, Work, sized};

@@ -8,8 +8,9 @@
 //!
 //! Legend: T rows of a pass, K experts a row, N rows of an expert, H hidden, F expert width.
 
+use super::biases::Biases;
 use super::encoding::Encoding;
-use super::expert::{Biases, ExpertWeights, GateUp, Projection, add_all, join, join_pairs};
+use super::expert::{ExpertWeights, GateUp, Projection, add_all, join, join_pairs};
 use super::input::{Form, Input, pair_stride, round_pairs};
 use super::matrix::Matrix;
 #[cfg(target_arch = "x86_64")]

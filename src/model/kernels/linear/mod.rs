@@ -23,6 +23,7 @@
 //! many rows.
 
 mod aligned;
+mod biases;
 mod blocks;
 mod columns;
 mod decode;
