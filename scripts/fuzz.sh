@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the libFuzzer targets of fuzz/ for SEMOE_FUZZ_SECONDS (60) each, with the compiler that builds
 # the project: coverage comes from LLVM's pass, by the flags that `cargo fuzz run --sanitizer none` gives.
-# Without a sanitizer nothing is missed here: the parsers hold no unsafe code, bounds and overflows are
-# checked in this profile, and libFuzzer itself limits time and memory.
+# No sanitizer: our parsers hold no unsafe code, bounds and overflows are checked in this profile, and
+# libFuzzer itself limits time and memory.
 # What was found stays in target/fuzz: the corpus, and the input of a failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -278,7 +278,6 @@ impl ExpertWeights<'_> {
     }
 }
 
-/// Checks a projection, and decodes its bias; whether it has one.
 fn same_form(a: &Projection<'_>, b: &Projection<'_>, level: Level) -> bool {
     let form = |p: &Projection<'_>| {
         (Form::of(p.matrix.encoding, p.matrix.cols, level), p.matrix.transposed)
