@@ -82,7 +82,8 @@ impl Bench {
             self.forward.route(layer, &y, &mut self.routes, &mut self.work)?;
             self.forward.shared(layer, &y, &mut x, &mut self.work)?;
         }
-        self.forward.head(&x, &[rows.len() - 1], &mut self.logits, &mut self.work)
+        let last = &x[(rows.len() - 1) * config.hidden..];
+        self.forward.head(last, &mut self.logits, &mut self.work)
     }
 
     /// The products of the same shapes alone.

@@ -72,9 +72,9 @@ fn tokens(family: &str) {
             forward.attention(layer, &mut x, &rows, &mut caches, &mut y, &mut work).unwrap();
             forward.route(layer, &y, &mut routes, &mut work).unwrap();
             forward.shared(layer, &y, &mut x, &mut work).unwrap();
-            forward.guess(layer, &x, &mut routes, &mut work).unwrap();
+            forward.guess(layer, &x, None, &mut routes, &mut work).unwrap();
         }
-        forward.head(&x, &[0, 1], &mut logits, &mut work).unwrap();
+        forward.head(&x, &mut logits, &mut work).unwrap();
     };
     (0..10).for_each(&mut token);
     let before = ALLOCATIONS.load(Ordering::Relaxed);

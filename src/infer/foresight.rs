@@ -197,7 +197,8 @@ impl Foresight {
         self.before.extend_from_slice(chosen);
     }
 
-    /// Guesses the experts of `layer` from the residual stream of the layer before, `rows` of it, ascending.
+    /// Guesses the experts of `layer`, ascending, for the rows `asked` of the residual stream of the layer
+    /// before, or for all `rows` of it.
     ///
     /// # Errors
     /// As [`Forward::guess`].
@@ -206,21 +207,23 @@ impl Foresight {
         forward: &Forward,
         layer: usize,
         rows: usize,
+        asked: Option<&[usize]>,
         x_th: &[f32],
         work: &mut Work,
     ) -> Result<&[usize]> {
-        self.rows = rows;
+        self.rows = asked.map_or(rows, <[usize]>::len);
         self.ranked.clear();
         match self.kind {
             PredictorKind::None => {}
+            _ if self.rows == 0 => {}
             PredictorKind::GateLookahead => {
-                if forward.guess(layer, x_th, &mut self.routes, work)? {
+                if forward.guess(layer, x_th, asked, &mut self.routes, work)? {
                     self.routes.by_weight(&mut self.weighed);
                     self.ranked.extend(self.weighed.iter().map(|(_, expert)| *expert));
                 }
             }
             PredictorKind::Transitions => {
-                let most = self.before.len().max(self.top_k);
+                let most = self.before.len().min(self.rows * self.top_k).max(self.top_k);
                 locked(&self.habits).likely(layer, &self.before, most, &mut self.ranked);
             }
         }

@@ -140,9 +140,20 @@ impl DecodeStage {
         }
         for layer in from..layers {
             let parts = &mut self.parts;
-            let Rows { rows, x_th, y_th, .. } = &mut self.pass;
-            let caches = &mut parts.caches;
-            parts.forward.attention(layer, x_th, rows, caches, y_th, &mut self.work)?;
+            let Rows { rows, output_rows, x_th, y_th, .. } = &mut self.pass;
+            let (caches, work) = (&mut parts.caches, &mut self.work);
+            if layer + 1 < layers || output_rows.len() == rows.len() {
+                parts.forward.attention(layer, x_th, rows, caches, y_th, work)?;
+            } else {
+                // What else the last layer would compute nobody asks for.
+                parts.forward.attention_of(layer, x_th, rows, output_rows, caches, y_th, work)?;
+                let asked = output_rows.len() * parts.forward.config().hidden;
+                x_th.truncate(asked);
+                y_th.truncate(asked);
+                if asked == 0 {
+                    break;
+                }
+            }
             let routed = parts.forward.route(layer, y_th, &mut self.routes, &mut self.work)?;
             if !routed {
                 parts.forward.shared(layer, y_th, x_th, &mut self.work)?;
@@ -172,7 +183,7 @@ impl DecodeStage {
         self.blocks.clear();
         self.blocks.extend(self.chosen.iter().map(|expert| BlockId::weights(layer, *expert)));
         let now = hour(config.layers, task.step, layer);
-        let choices = self.pass.rows.len() * config.top_k;
+        let choices = self.routes.experts.len();
         let next_use = next_use(config.layers, task.step, layer, choices, config.experts);
         self.parts.cache.hold_resident(now, next_use, &self.blocks, &mut self.held);
         let absent = self.blocks.iter().zip(&self.held).filter(|(_, held)| held.is_none());
@@ -190,9 +201,11 @@ impl DecodeStage {
         let mut experts = Vec::new();
         let none = self.parts.predictor == PredictorKind::None;
         if !none && layer < self.parts.forward.config().layers {
-            let Rows { rows, x_th, .. } = &self.pass;
+            let Rows { rows, output_rows, x_th, .. } = &self.pass;
             let forward = &self.parts.forward;
-            let guess = self.foresight.guess(forward, layer, rows.len(), x_th, &mut self.work)?;
+            let asked = (layer + 1 == forward.config().layers).then_some(&output_rows[..]);
+            let work = &mut self.work;
+            let guess = self.foresight.guess(forward, layer, rows.len(), asked, x_th, work)?;
             self.blocks.clear();
             self.blocks.extend(guess.iter().map(|expert| BlockId::weights(layer, *expert)));
             self.parts.cache.lacking(&self.blocks, &mut self.lacking);
@@ -212,7 +225,7 @@ impl DecodeStage {
     /// are `missing`, which wait for the slots.
     fn compute_held(&mut self, missing: bool) -> Result<()> {
         let mut held = std::mem::take(&mut self.held);
-        if missing && self.pass.rows.len() > 1 {
+        if missing && self.routes.rows() > 1 {
             for held in held.drain(..).flatten() {
                 self.compute(held.block(), held.bytes())?;
             }
@@ -324,11 +337,11 @@ impl DecodeStage {
 
     /// Head and sampler for the rows that have an output.
     fn speak(&mut self) -> Result<()> {
-        let Rows { x_th, outputs, output_rows, logits, .. } = &mut self.pass;
-        if output_rows.is_empty() {
+        let Rows { x_th, outputs, logits, .. } = &mut self.pass;
+        if outputs.is_empty() {
             return Ok(());
         }
-        self.parts.forward.head(x_th, output_rows, logits, &mut self.work)?;
+        self.parts.forward.head(x_th, logits, &mut self.work)?;
         let vocab = self.parts.forward.config().vocab;
         let outputs = std::mem::take(outputs);
         for (nth, output) in outputs.iter().enumerate() {

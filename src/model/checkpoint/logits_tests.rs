@@ -48,9 +48,8 @@ fn logits(source: &Source, tokens: &[u32]) -> Vec<f32> {
             }
         }
     }
-    let all: Vec<usize> = (0..tokens.len()).collect();
     let mut out = Vec::new();
-    forward.head(&x, &all, &mut out, &mut work).unwrap();
+    forward.head(&x, &mut out, &mut work).unwrap();
     out
 }
 

@@ -8,13 +8,15 @@
 
 use super::cache::KvCache;
 use super::latent::Latents;
-use super::rows::{Run, each_part, each_row};
+use super::rows::{Run, each_row, each_task};
 use super::tensors::Weights;
 use crate::base::Result;
 use crate::model::config::ModelConfig;
 use crate::model::family::{QkNorm, Slot};
 use crate::model::kernels::attend::{self, QUERIES, Query};
-use crate::model::kernels::linear::{Activations, OwnedMatrix, Pool, Work, linear, linears};
+use crate::model::kernels::linear::{
+    Activations, Disjoint, OwnedMatrix, Pool, Work, linear, linears,
+};
 use crate::model::kernels::rows::{add, rms_norm_onto, rotate_halves, rotate_pairs};
 use crate::model::rotary::Angles;
 
@@ -66,13 +68,15 @@ pub(super) struct Buffers {
     pub(super) queries: Vec<f32>,
     pub(super) context: Vec<f32>,
     pub(super) heads: Vec<f32>,
-    pub(super) passes: Passes,
+    pub(super) passes: Vec<Pass>,
     pub(super) threads: Vec<Thread>,
 }
 
 /// What each thread keeps.
 pub(super) struct Thread {
     attend: attend::Scratch,
+    /// Outputs of a pass.
+    attended: Vec<f32>,
     pub(super) work: Work,
     pub(super) x: Vec<f32>,
     pub(super) out: Vec<f32>,
@@ -85,10 +89,11 @@ impl Buffers {
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         let Self { q, k, v, latent, queries, context, heads, passes, threads } = self;
-        let all = [q, k, v, latent, queries, context, heads, &passes.outs];
-        let thread = |t: &Thread| 4 * (t.x.capacity() + t.out.capacity()) + t.attend.bytes();
+        let all = [q, k, v, latent, queries, context, heads];
+        let of = |t: &Thread| [&t.attended, &t.x, &t.out].map(Vec::capacity).iter().sum::<usize>();
+        let thread = |t: &Thread| 4 * of(t) + t.attend.bytes();
         all.iter().map(|buffer| 4 * buffer.capacity()).sum::<usize>()
-            + passes.list.capacity() * size_of::<Pass>()
+            + passes.capacity() * size_of::<Pass>()
             + threads.iter().map(thread).sum::<usize>()
     }
 
@@ -96,6 +101,7 @@ impl Buffers {
         while self.threads.len() < threads {
             self.threads.push(Thread {
                 attend: attend::Scratch::default(),
+                attended: Vec::new(),
                 work: Work::new(1, activations)?,
                 x: Vec::new(),
                 out: Vec::new(),
@@ -117,7 +123,7 @@ pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// One pass of the kernel: some queries of one key/value head.
 #[derive(Debug, Clone, Copy)]
-struct Pass {
+pub(super) struct Pass {
     run: Run,
     head: usize,
     /// Queries of the run and head are counted row by row, in each the query heads of the group.
@@ -125,18 +131,18 @@ struct Pass {
     queries: usize,
 }
 
-/// The passes of a call, with [`QUERIES`] outputs `[value_dim]` for each.
-#[derive(Default)]
-pub(super) struct Passes {
-    list: Vec<Pass>,
-    outs: Vec<f32>,
-}
-
 /// Where the queries lie: a row's query of head n is at `row · row_stride + n · head_stride`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Queries<'a> {
     pub(super) data: &'a [f32],
     pub(super) dim: usize,
+    pub(super) row_stride: usize,
+    pub(super) head_stride: usize,
+}
+
+/// Where the outputs go: those of a row's query head n at `row · row_stride + n · head_stride`.
+pub(super) struct Outputs<'a> {
+    pub(super) data: &'a mut [f32],
     pub(super) row_stride: usize,
     pub(super) head_stride: usize,
 }
@@ -214,10 +220,11 @@ impl Attention {
         Ok(Self { kind, rules, o })
     }
 
-    /// Adds attention over `y_th`, the normed input, to `x_th`.
+    /// Adds attention over `y_th`, the normed input, to `x_th`. Where the call asks for fewer rows, they come
+    /// first in both.
     pub(super) fn apply(
         &self,
-        y_th: &[f32],
+        y_th: &mut [f32],
         x_th: &mut [f32],
         call: &Call<'_>,
         caches: &mut [KvCache],
@@ -231,65 +238,97 @@ impl Attention {
                 latents.apply(&self.rules, y_th, call, caches, buffers, work)?;
             }
         }
-        let width = self.o.matrix.cols;
-        let context = &buffers.context[..call.rows * width];
-        self.o.apply(context, x_th, true, work)
+        let (rows, width) = (call.asked.rows, self.o.matrix.cols);
+        if rows == 0 {
+            return Ok(());
+        }
+        call.narrow(x_th);
+        let x = &mut x_th[..rows * self.o.matrix.rows];
+        self.o.apply(&buffers.context[..rows * width], x, true, work)
     }
 }
 
-/// The rows of a call and the angles of their positions.
-pub(super) struct Call<'a> {
+/// Some rows and the angles of their positions.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
     pub(super) rows: usize,
     pub(super) runs: &'a [Run],
     pub(super) angles: &'a Angles,
 }
 
+/// The rows of a call.
+pub(super) struct Call<'a> {
+    /// Those whose keys and values are appended.
+    pub(super) fed: Part<'a>,
+    /// Those that attend, and which of the fed ones they are; None: all.
+    pub(super) asked: Part<'a>,
+    pub(super) which: Option<&'a [usize]>,
+}
+
+impl Call<'_> {
+    /// Moves the rows that are asked for to the front of all that are fed.
+    pub(super) fn narrow(&self, fed: &mut [f32]) {
+        let Some(which) = self.which else { return };
+        let width = fed.len() / self.fed.rows.max(1);
+        for (to, from) in which.iter().enumerate() {
+            fed.copy_within(from * width..(from + 1) * width, to * width);
+        }
+    }
+}
+
 impl Heads {
-    /// Leaves the heads' outputs `[T, N·D]` in `buffers.context`.
+    /// Leaves the outputs of the heads of the rows that are asked for, `[T, N·D]`, in `buffers.context`, and
+    /// their `y_th` in front.
     fn apply(
         &self,
         rules: &Rules,
-        y_th: &[f32],
+        y_th: &mut [f32],
         call: &Call<'_>,
         caches: &mut [KvCache],
         buffers: &mut Buffers,
         work: &mut Work,
     ) -> Result<()> {
-        let t = call.rows;
+        let Call { fed, asked, which } = call;
         let (q_width, kv_width) = (self.q.matrix.rows, self.k.matrix.rows);
-        let q = sized(&mut buffers.q, t * q_width);
-        let k = sized(&mut buffers.k, t * kv_width);
-        let v = sized(&mut buffers.v, t * kv_width);
+        let q = sized(&mut buffers.q, asked.rows * q_width);
+        let k = sized(&mut buffers.k, fed.rows * kv_width);
+        let v = sized(&mut buffers.v, fed.rows * kv_width);
         let [wq, wk, wv] = [&self.q, &self.k, &self.v].map(|part| part.matrix.view());
-        linears([(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)], y_th, work)?;
+        if which.is_none() {
+            linears([(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)], y_th, work)?;
+        } else {
+            linears([(wk, &mut *k), (wv, &mut *v)], y_th, work)?;
+            call.narrow(y_th);
+            linear(&wq, &y_th[..asked.rows * wq.cols], q, false, work)?;
+        }
         for (part, out) in [(&self.q, &mut *q), (&self.k, &mut *k), (&self.v, &mut *v)] {
             part.add_bias(out);
         }
         let pool = work.pool();
         each_row(pool, q, q_width, |row, q| {
-            self.turn(q, self.q_norm.as_deref(), call.angles.row(row));
+            self.turn(q, self.q_norm.as_deref(), asked.angles.row(row));
             q.iter_mut().for_each(|q| *q *= self.scale);
         })?;
         each_row(pool, k, kv_width, |row, k| {
-            self.turn(k, self.k_norm.as_deref(), call.angles.row(row));
+            self.turn(k, self.k_norm.as_deref(), fed.angles.row(row));
         })?;
         if let Some(clip) = self.clip {
             v.iter_mut().for_each(|v| *v = v.clamp(-clip, clip));
         }
-        for run in call.runs {
+        for run in fed.runs {
             let rows = run.first * kv_width..(run.first + run.rows) * kv_width;
             let cache = &mut caches[run.sequence];
             cache.append(rules.layer, run.position, &k[rows.clone()], &v[rows], pool)?;
         }
+        if asked.rows == 0 {
+            return Ok(());
+        }
         let d = self.head_dim;
         let queries = Queries { data: q, dim: d, row_stride: q_width, head_stride: d };
-        let passes = &mut buffers.passes;
-        rules.attend(queries, call.runs, caches, passes, &mut buffers.threads, pool)?;
-        let context = sized(&mut buffers.context, t * q_width);
-        passes.each(rules, |row, head, out| {
-            context[row * q_width + head * d..][..d].copy_from_slice(out);
-        });
-        Ok(())
+        let context = sized(&mut buffers.context, asked.rows * q_width);
+        let outputs = Outputs { data: context, row_stride: q_width, head_stride: d };
+        let Buffers { passes, threads, .. } = buffers;
+        rules.attend((queries, outputs), asked.runs, caches, passes, threads, pool)
     }
 
     /// Norm, clamp and rotation of one row's heads. OLMoE clamps after its norm.
@@ -324,19 +363,18 @@ impl Rules {
     /// Runs all queries of a call, on all threads.
     pub(super) fn attend(
         &self,
-        queries: Queries<'_>,
+        (queries, outputs): (Queries<'_>, Outputs<'_>),
         runs: &[Run],
         caches: &[KvCache],
-        passes: &mut Passes,
+        passes: &mut Vec<Pass>,
         threads: &mut [Thread],
         pool: &mut Pool,
     ) -> Result<()> {
-        let Passes { list, outs } = passes;
-        list.clear();
+        passes.clear();
         for run in runs {
             let all = run.rows * self.group();
             for head in 0..self.kv_heads {
-                list.extend((0..all).step_by(QUERIES).map(|first| Pass {
+                passes.extend((0..all).step_by(QUERIES).map(|first| Pass {
                     run: *run,
                     head,
                     first,
@@ -347,18 +385,26 @@ impl Rules {
         let longest = caches.iter().map(KvCache::capacity).max().unwrap_or(0);
         for thread in &mut *threads {
             thread.attend.reserve(longest, queries.dim, self.value_dim);
+            sized(&mut thread.attended, QUERIES * self.value_dim);
         }
-        let part = QUERIES * self.value_dim;
-        each_part(pool, threads, sized(outs, list.len() * part), part, |thread, task, out| {
-            let pass = &list[task];
+        let Outputs { data, row_stride, head_stride } = outputs;
+        let (data, dim) = (Disjoint::new(data), self.value_dim);
+        each_task(pool, threads, passes.len(), |thread, task| {
+            let pass = &passes[task];
             let head = caches[pass.run.sequence].head(self.layer, pass.head)?;
             let mut all = [Query::default(); QUERIES];
             let all = &mut all[..pass.queries];
             for (i, query) in all.iter_mut().enumerate() {
                 *query = self.query(queries, pass, i);
             }
-            let out = &mut out[..pass.queries * self.value_dim];
+            let out = &mut thread.attended[..pass.queries * dim];
             attend::attend(&head, all, &mut thread.attend, out);
+            for (i, out) in out.chunks(dim).enumerate() {
+                let (row, n) = pass.query(i, self.group());
+                let at = (pass.run.first + row) * row_stride + n * head_stride;
+                // SAFETY: each query head of a row is one pass's.
+                unsafe { data.range(at, dim) }.copy_from_slice(out);
+            }
             Ok(())
         })
     }
@@ -381,17 +427,5 @@ impl Pass {
     /// (row of the run, query head) of query `i`.
     fn query(&self, i: usize, group: usize) -> (usize, usize) {
         ((self.first + i) / group, self.head * group + (self.first + i) % group)
-    }
-}
-
-impl Passes {
-    /// Hands every output to `take(row, query head, output)`.
-    pub(super) fn each(&self, rules: &Rules, mut take: impl FnMut(usize, usize, &[f32])) {
-        for (pass, outs) in self.list.iter().zip(self.outs.chunks(QUERIES * rules.value_dim)) {
-            for (i, out) in outs.chunks(rules.value_dim).take(pass.queries).enumerate() {
-                let (row, n) = pass.query(i, rules.group());
-                take(pass.run.first + row, n, out);
-            }
-        }
     }
 }

@@ -8,7 +8,9 @@
 //!
 //! Legend: T rows, N heads, R width of the latent, P elements that turn.
 
-use super::attention::{Buffers, Call, Projection, Queries, Rules, Thread, rotate, sized};
+use super::attention::{
+    Buffers, Call, Outputs, Part, Projection, Queries, Rules, Thread, rotate, sized,
+};
 use super::cache::KvCache;
 use super::rows::{each_part, each_row};
 use super::tensors::{Weights, decoded};
@@ -74,34 +76,40 @@ impl Latents {
         })
     }
 
-    /// Leaves the heads' outputs `[T, N·value]` in `buffers.context`.
+    /// Leaves the outputs of the heads of the rows that are asked for, `[T, N·value]`, in `buffers.context`,
+    /// and their `y_th` in front.
     pub(super) fn apply(
         &self,
         rules: &Rules,
-        y_th: &[f32],
+        y_th: &mut [f32],
         call: &Call<'_>,
         caches: &mut [KvCache],
         buffers: &mut Buffers,
         work: &mut Work,
     ) -> Result<()> {
         let Latent { kv_rank, rope, nope, value, .. } = self.shape;
-        let (t, cached) = (call.rows, kv_rank + rope);
+        let Call { fed, asked, .. } = call;
+        let (t, cached) = (asked.rows, kv_rank + rope);
 
-        let kv = sized(&mut buffers.k, t * cached);
+        let kv = sized(&mut buffers.k, fed.rows * cached);
         self.kv.apply(y_th, kv, false, work)?;
         each_row(work.pool(), kv, cached, |row, kv| {
             let (latent, key) = kv.split_at_mut(kv_rank);
             rms_norm_onto(latent, &self.kv_norm, EPS);
-            let (cos, sin) = call.angles.row(row);
+            let (cos, sin) = fed.angles.row(row);
             rotate(key, cos, sin, self.interleaved);
         })?;
-        for run in call.runs {
+        for run in fed.runs {
             let rows = run.first * cached..(run.first + run.rows) * cached;
             let cache = &mut caches[run.sequence];
             cache.append(rules.layer, run.position, &kv[rows], &[], work.pool())?;
         }
 
-        self.project_queries(y_th, call, buffers, work)?;
+        if t == 0 {
+            return Ok(());
+        }
+        call.narrow(y_th);
+        self.project_queries(&y_th[..t * self.kv.matrix.cols], asked, buffers, work)?;
         for thread in &mut buffers.threads {
             self.make_room(thread, t)?;
         }
@@ -125,13 +133,12 @@ impl Latents {
 
         let queries =
             Queries { data: queries, dim: cached, row_stride: cached, head_stride: t * cached };
-        let passes = &mut buffers.passes;
-        rules.attend(queries, call.runs, caches, passes, &mut buffers.threads, pool)?;
-
         let latents = sized(&mut buffers.heads, self.heads * t * kv_rank);
-        passes.each(rules, |row, head, out| {
-            latents[(head * t + row) * kv_rank..][..kv_rank].copy_from_slice(out);
-        });
+        let outputs =
+            Outputs { data: &mut *latents, row_stride: kv_rank, head_stride: t * kv_rank };
+        let (passes, threads) = (&mut buffers.passes, &mut buffers.threads);
+        rules.attend((queries, outputs), asked.runs, caches, passes, threads, pool)?;
+
         let latents = &*latents;
         let outs = sized(&mut buffers.v, self.heads * t * value);
         each_part(pool, &mut buffers.threads, outs, t * value, |thread, head, out| {
@@ -168,15 +175,15 @@ impl Latents {
     fn project_queries(
         &self,
         y_th: &[f32],
-        call: &Call<'_>,
+        of: &Part<'_>,
         buffers: &mut Buffers,
         work: &mut Work,
     ) -> Result<()> {
-        let q = sized(&mut buffers.q, call.rows * self.q.rows);
+        let q = sized(&mut buffers.q, of.rows * self.q.rows);
         match &self.q_latent {
             None => linear(&self.q.view(), y_th, q, false, work)?,
             Some((down, norm)) => {
-                let latent = sized(&mut buffers.latent, call.rows * norm.len());
+                let latent = sized(&mut buffers.latent, of.rows * norm.len());
                 down.apply(y_th, latent, false, work)?;
                 latent.chunks_mut(norm.len()).for_each(|row| rms_norm_onto(row, norm, EPS));
                 linear(&self.q.view(), latent, q, false, work)?;
@@ -184,7 +191,7 @@ impl Latents {
         }
         let (nope, head_dim) = (self.shape.nope, self.shape.nope + self.shape.rope);
         each_row(work.pool(), q, self.q.rows, |row, q| {
-            let (cos, sin) = call.angles.row(row);
+            let (cos, sin) = of.angles.row(row);
             for head in q.chunks_mut(head_dim) {
                 rotate(&mut head[nope..], cos, sin, self.interleaved);
                 head.iter_mut().for_each(|q| *q *= self.scale);

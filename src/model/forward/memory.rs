@@ -80,14 +80,16 @@ pub(super) fn buffer_bytes(
         }
         None => config.q_width() + 2 * config.kv_width(),
     };
-    let angles = config.rope_dim();
+    // Of those that are fed, and of those that are asked for.
+    let angles = 2 * config.rope_dim();
     let row = config.hidden + projected + config.value_width() + angles + 2 * config.experts + 1;
     let own = match &config.latent {
         Some(latent) => rows * (latent.nope.max(latent.kv_rank) + latent.value.max(latent.kv_rank)),
         None => 0,
     };
-    let thread = QUERIES * (positions.next_multiple_of(TILE) + key) + TILE * (key + value) + own;
-    let numbers = rows * row + passes * QUERIES * value + threads * thread;
+    let queries = QUERIES * (positions.next_multiple_of(TILE) + key + value);
+    let thread = queries + TILE * (key + value) + own;
+    let numbers = rows * row + threads * thread;
     // Runs, passes and positions are a few words each, in lists that grow by doubling.
     (4 * numbers + 128 * (rows + passes)) as u64
 }

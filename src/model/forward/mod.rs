@@ -39,7 +39,7 @@ use super::kernels::linear::{Encoding, OwnedMatrix, Work, linear};
 use super::kernels::rows::rms_norm;
 use super::rotary::{Angles, Rotary};
 use crate::base::{Error, Result};
-use attention::{Attention, Call, sized};
+use attention::{Attention, Call, Part, sized};
 use embedding::Embedding;
 use mlp::Tail;
 use rows::{Run, divide};
@@ -60,6 +60,8 @@ struct Buffers {
     normed: Vec<f32>,
     runs: Vec<Run>,
     angles: Angles,
+    asked_runs: Vec<Run>,
+    asked_angles: Angles,
     attention: attention::Buffers,
     router: router::Buffers,
     mlp: mlp::Buffers,
@@ -197,18 +199,67 @@ impl Forward {
         y_th: &mut [f32],
         work: &mut Work,
     ) -> Result<()> {
+        self.attend(layer, (x_th, y_th), rows, None, caches, work)
+    }
+
+    /// As [`Forward::attention`], where nobody will ask for more than the rows `asked`, ascending: of the
+    /// last layer the others have only keys and values to give. Those that are asked for come first in
+    /// `x_th` and `y_th`; what is behind them is of no use.
+    ///
+    /// # Errors
+    /// As [`Forward::attention`]; Bug for rows that are not there, or not ascending.
+    #[expect(clippy::too_many_arguments, reason = "those of attention, and what is asked for")]
+    pub fn attention_of(
+        &self,
+        layer: usize,
+        x_th: &mut [f32],
+        rows: &[Row],
+        asked: &[usize],
+        caches: &mut [KvCache],
+        y_th: &mut [f32],
+        work: &mut Work,
+    ) -> Result<()> {
+        let there = asked.last().is_none_or(|last| *last < rows.len());
+        if !there || !asked.is_sorted_by(|a, b| a < b) {
+            let text = "attention is asked for rows that are not there, or not in order";
+            return Err(Error::bug(text).with("rows", rows.len()));
+        }
+        self.attend(layer, (x_th, y_th), rows, Some(asked), caches, work)
+    }
+
+    fn attend(
+        &self,
+        layer: usize,
+        (x_th, y_th): (&mut [f32], &mut [f32]),
+        rows: &[Row],
+        which: Option<&[usize]>,
+        caches: &mut [KvCache],
+        work: &mut Work,
+    ) -> Result<()> {
         self.fits("attention", rows.len(), x_th)?;
         self.fits("attention", rows.len(), y_th)?;
         let of = self.layer(layer)?;
         let mut buffers = self.buffers.borrow_mut();
-        let Buffers { normed, runs, angles, attention, .. } = &mut *buffers;
-        divide(rows, caches.len(), runs)?;
+        let Buffers { normed, runs, angles, asked_runs, asked_angles, attention, .. } =
+            &mut *buffers;
+        divide(rows.iter().copied(), caches.len(), runs)?;
         self.rotary.at(rows.iter().map(|row| row.position), angles);
+        let fed = Part { rows: rows.len(), runs, angles };
+        let asked = match which {
+            None => fed,
+            Some(which) => {
+                let asked = which.iter().map(|row| rows[*row]);
+                divide(asked.clone(), caches.len(), asked_runs)?;
+                self.rotary.at(asked.map(|row| row.position), asked_angles);
+                Part { rows: which.len(), runs: asked_runs, angles: asked_angles }
+            }
+        };
         let normed = sized(normed, x_th.len());
         self.norm(x_th, &of.input_norm, normed, work)?;
-        let call = Call { rows: rows.len(), runs, angles };
+        let call = Call { fed, asked, which };
         of.attention.apply(normed, x_th, &call, caches, attention, work)?;
-        self.norm(x_th, &of.post_norm, y_th, work)
+        let kept = asked.rows * self.config.hidden;
+        self.norm(&x_th[..kept], &of.post_norm, &mut y_th[..kept], work)
     }
 
     /// The experts of each row of `y_th`. Answers false, with no routes, for a dense layer.
@@ -244,7 +295,7 @@ impl Forward {
     }
 
     /// The experts that `layer` would choose for the present residual stream `x_th`, whatever
-    /// layer that comes from. Answers as [`Forward::route`].
+    /// layer that comes from; for the rows `asked` of it, or all. Answers as [`Forward::route`].
     ///
     /// # Errors
     /// As [`Forward::route`].
@@ -252,6 +303,7 @@ impl Forward {
         &self,
         layer: usize,
         x_th: &[f32],
+        asked: Option<&[usize]>,
         routes: &mut Routes,
         work: &mut Work,
     ) -> Result<bool> {
@@ -262,29 +314,25 @@ impl Forward {
         };
         let mut buffers = self.buffers.borrow_mut();
         let Buffers { normed, router: kept, .. } = &mut *buffers;
-        let normed = sized(normed, x_th.len());
-        self.norm(x_th, &of.post_norm, normed, work)?;
+        let (hidden, eps) = (self.config.hidden, self.config.norm_eps as f32);
+        let rows = asked.map_or(x_th.len() / hidden, <[usize]>::len);
+        let normed = sized(normed, rows * hidden);
+        each_row(work.pool(), normed, hidden, |row, out| {
+            let row = asked.map_or(row, |asked| asked[row]);
+            rms_norm(&x_th[row * hidden..(row + 1) * hidden], &of.post_norm, eps, out);
+        })?;
         router.apply(normed, routes, kept, work)?;
         Ok(true)
     }
 
-    /// Logits `[rows, V]` of the chosen rows of the residual stream after the last layer.
-    pub fn head(
-        &self,
-        x_th: &[f32],
-        rows: &[usize],
-        logits: &mut Vec<f32>,
-        work: &mut Work,
-    ) -> Result<()> {
-        let hidden = self.config.hidden;
+    /// Logits `[T,V]` of the residual stream `x_th` after the last layer.
+    pub fn head(&self, x_th: &[f32], logits: &mut Vec<f32>, work: &mut Work) -> Result<()> {
+        let rows = x_th.len() / self.config.hidden;
+        self.fits("the head", rows, x_th)?;
         let mut buffers = self.buffers.borrow_mut();
-        let normed = sized(&mut buffers.normed, rows.len() * hidden);
-        for (row, normed) in rows.iter().zip(normed.chunks_mut(hidden)) {
-            let x = x_th.get(row * hidden..(row + 1) * hidden);
-            let x = x.ok_or_else(|| Error::bug(format!("the head was asked for row {row}")))?;
-            rms_norm(x, &self.final_norm, self.config.norm_eps as f32, normed);
-        }
-        logits.resize(rows.len() * self.config.vocab, 0.0);
+        let normed = sized(&mut buffers.normed, x_th.len());
+        self.norm(x_th, &self.final_norm, normed, work)?;
+        logits.resize(rows * self.config.vocab, 0.0);
         let head = self.head.as_ref().map_or_else(|| self.embed.matrix(), Ok)?;
         linear(&head.view(), normed, logits, false, work)
     }

@@ -24,9 +24,13 @@ pub(super) struct Run {
 }
 
 /// Divides the rows of a call.
-pub(super) fn divide(rows: &[Row], caches: usize, runs: &mut Vec<Run>) -> Result<()> {
+pub(super) fn divide(
+    rows: impl Iterator<Item = Row>,
+    caches: usize,
+    runs: &mut Vec<Run>,
+) -> Result<()> {
     runs.clear();
-    for (i, row) in rows.iter().enumerate() {
+    for (i, row) in rows.enumerate() {
         if row.sequence >= caches {
             return Err(Error::bug("a row belongs to no cache of its call")
                 .with("sequence", row.sequence)
@@ -83,20 +87,35 @@ pub(super) fn each_part<S: Send>(
     part: usize,
     body: impl Fn(&mut S, usize, &mut [f32]) -> Result<()> + Sync,
 ) -> Result<()> {
+    let part = part.max(1);
+    let tasks = out.len().div_ceil(part);
+    let out = Disjoint::new(out);
+    each_task(pool, states, tasks, |state, task| {
+        // SAFETY: each task has a part of its own.
+        body(state, task, unsafe { out.range(task * part, part) })
+    })
+}
+
+/// Runs `body(state, task)` for every task, each thread with a state of its own.
+///
+/// # Errors
+/// As [`each_part`].
+pub(super) fn each_task<S: Send>(
+    pool: &mut Pool,
+    states: &mut [S],
+    tasks: usize,
+    body: impl Fn(&mut S, usize) -> Result<()> + Sync,
+) -> Result<()> {
     if states.len() < pool.threads() {
         return Err(Error::bug("there are more threads than states"));
     }
-    let part = part.max(1);
-    let tasks = out.len().div_ceil(part);
-    let (out, states) = (Disjoint::new(out), Disjoint::new(states));
+    let states = Disjoint::new(states);
     let failed = Mutex::new(None);
     pool.run(tasks, &|thread, task| {
         // SAFETY: a thread runs one task at a time, and only it has the state of its index.
         let state = unsafe { states.range(thread, 1) };
-        // SAFETY: each task has a part of its own.
-        let out = unsafe { out.range(task * part, part) };
         if let [state] = state
-            && let Err(error) = body(state, task, out)
+            && let Err(error) = body(state, task)
             && let Ok(mut failed) = failed.lock()
         {
             *failed = Some(error);
@@ -118,11 +137,11 @@ mod tests {
         let row = |sequence, position| Row { sequence, position };
         let rows = [row(1, 5), row(0, 3), row(0, 4), row(0, 9), row(1, 6)];
         let mut runs = Vec::new();
-        divide(&rows, 2, &mut runs).unwrap();
+        divide(rows.iter().copied(), 2, &mut runs).unwrap();
         let found: Vec<_> =
             runs.iter().map(|r| (r.first, r.rows, r.sequence, r.position)).collect();
         assert_eq!(found, [(0, 1, 1, 5), (1, 2, 0, 3), (3, 1, 0, 9), (4, 1, 1, 6)]);
-        assert!(divide(&rows, 1, &mut runs).is_err());
+        assert!(divide(rows.iter().copied(), 1, &mut runs).is_err());
     }
 
     #[test]

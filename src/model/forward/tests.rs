@@ -105,6 +105,17 @@ impl Model {
 
     /// Logits of every row.
     fn call(&mut self, tokens: &[u32], rows: &[Row], caches: &mut [KvCache]) -> Vec<f32> {
+        self.call_for(tokens, rows, None, caches)
+    }
+
+    /// Logits of every row, or of those that are asked for.
+    fn call_for(
+        &mut self,
+        tokens: &[u32],
+        rows: &[Row],
+        asked: Option<&[usize]>,
+        caches: &mut [KvCache],
+    ) -> Vec<f32> {
         let Self { forward, experts, work, routes } = self;
         let config = forward.config();
         let h = config.hidden;
@@ -112,7 +123,15 @@ impl Model {
         let mut y = vec![0.0; rows.len() * h];
         forward.embed(tokens, &mut x).unwrap();
         for (layer, experts) in experts.iter().enumerate() {
-            forward.attention(layer, &mut x, rows, caches, &mut y, work).unwrap();
+            match asked {
+                Some(asked) if layer + 1 == config.layers => {
+                    let (x_th, y_th) = (&mut x, &mut y);
+                    forward.attention_of(layer, x_th, rows, asked, caches, y_th, work).unwrap();
+                    x.truncate(asked.len() * h);
+                    y.truncate(asked.len() * h);
+                }
+                _ => forward.attention(layer, &mut x, rows, caches, &mut y, work).unwrap(),
+            }
             let sparse = forward.route(layer, &y, routes, work).unwrap();
             assert_eq!(sparse, experts.is_some());
             forward.shared(layer, &y, &mut x, work).unwrap();
@@ -125,9 +144,8 @@ impl Model {
                 }
             }
         }
-        let all: Vec<usize> = (0..rows.len()).collect();
         let mut logits = Vec::new();
-        forward.head(&x, &all, &mut logits, work).unwrap();
+        forward.head(&x, &mut logits, work).unwrap();
         logits
     }
 
@@ -293,6 +311,44 @@ fn a_truncated_cache_continues_as_if_never_longer() {
     }
 }
 
+/// Of the last layer only what is asked for is computed, and its numbers are those of all rows together.
+#[test]
+fn asked_rows_have_the_bits_that_they_have_among_all() {
+    for family in FAMILIES {
+        let reference = Reference::load(family);
+        let mut model = Model::load(family, 2);
+        let h = model.forward.config().hidden;
+        let (layers, vocab) = (model.forward.config().layers, model.forward.config().vocab);
+        // The first text whole, of the second six tokens; what follows decodes both.
+        let mut rows = rows_of(0, 0, 20);
+        rows.extend(rows_of(1, 0, 6));
+        let tokens: Vec<u32> = [&reference.texts[0][..20], &reference.texts[1][..6]].concat();
+        let mut caches = [model.cache(KvType::F32), model.cache(KvType::F32)];
+        let all = model.call(&tokens, &rows, &mut caches);
+        let next = [Row { sequence: 0, position: 20 }, Row { sequence: 1, position: 6 }];
+        let after = model.call(&[5, 6], &next, &mut caches);
+        for asked in [vec![], vec![19], vec![19, 25], vec![3, 4, 7, 20, 21], (0..26).collect()] {
+            let mut caches = [model.cache(KvType::F32), model.cache(KvType::F32)];
+            let logits = model.call_for(&tokens, &rows, Some(&asked), &mut caches);
+            let want: Vec<f32> = asked
+                .iter()
+                .flat_map(|row| &all[row * vocab..(row + 1) * vocab])
+                .copied()
+                .collect();
+            assert!(logits == want, "{family}: {asked:?}");
+            assert!(model.call(&[5, 6], &next, &mut caches) == after, "{family}: keys and values");
+        }
+        let mut caches = [model.cache(KvType::F32), model.cache(KvType::F32)];
+        let Model { forward, work, .. } = &mut model;
+        let (mut x, mut y) = (vec![0.0; 26 * h], vec![0.0; 26 * h]);
+        for wrong in [[0, 26], [4, 3], [4, 4]] {
+            let (last, caches) = (layers - 1, &mut caches);
+            let refused = forward.attention_of(last, &mut x, &rows, &wrong, caches, &mut y, work);
+            assert!(refused.is_err(), "{wrong:?}");
+        }
+    }
+}
+
 #[test]
 fn rows_that_do_not_continue_their_cache_are_refused() {
     let mut model = Model::load("olmoe", 1);
@@ -328,11 +384,11 @@ fn a_guess_on_the_layers_own_input_is_its_route() {
         forward.attention(layer, &mut x, &rows_of(0, 0, 5), &mut caches, &mut y, work).unwrap();
         let (mut routed, mut guessed) = (Routes::default(), Routes::default());
         assert!(forward.route(layer, &y, &mut routed, work).unwrap());
-        assert!(forward.guess(layer, &x, &mut guessed, work).unwrap());
+        assert!(forward.guess(layer, &x, None, &mut guessed, work).unwrap());
         assert_eq!(routed, guessed);
         assert_eq!(routed.rows(), 5);
         if layer > 0 {
-            assert!(!forward.guess(0, &x, &mut guessed, work).unwrap());
+            assert!(!forward.guess(0, &x, None, &mut guessed, work).unwrap());
             assert_eq!(guessed.rows(), 0);
         }
     }

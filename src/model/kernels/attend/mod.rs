@@ -11,9 +11,9 @@
 
 mod tiles;
 
-use super::float::from_bf16;
 use super::linear::simd::level;
 use super::softmax::exponentials;
+use super::vector::Element;
 use tiles::{Scores, Weighted};
 
 /// Keys of a tile.
@@ -39,9 +39,7 @@ impl<'a> Stored<'a> {
             Self::F32(all) => &all[start..start + len],
             Self::Bf16(all) => {
                 let out = sized(buffer, len);
-                for (out, bits) in out.iter_mut().zip(&all[start..start + len]) {
-                    *out = from_bf16(*bits);
-                }
+                Element::widen(&all[start..start + len], out);
                 out
             }
         }
@@ -312,7 +310,7 @@ mod tests {
 
     #[test]
     fn bf16_is_read_as_the_numbers_it_stands_for() {
-        use crate::model::kernels::float::to_bf16;
+        use crate::model::kernels::float::{from_bf16, to_bf16};
         let (dim, keys) = (32, 50);
         let mut cache = cache(keys, dim, dim);
         let bits = |values: &[f32]| values.iter().map(|v| to_bf16(*v)).collect::<Vec<u16>>();
