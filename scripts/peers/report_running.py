@@ -66,8 +66,8 @@ bits: f16 in llama.cpp, bf16 in the others.
 The page cache was empty before each run. What stays in memory was filled with prompts first; every test
 ran once to warm up and then up to three times, of which the median counts; a peer's first time counts
 where it was the fastest. In memory everything ran twice, in turn, and the faster run counts: the memory of
-some machines has two rates, which change within minutes. Figures beside decoding: bytes read a token, share of experts found in memory,
-share of the time in which the disk was reading.
+some machines has two rates, which change within minutes. Figures beside decoding: bytes read a token, share
+of experts found in memory, share of the time in which the disk was reading.
 
 | run | memory | prompt 128 | prompt 512 | decode | greedy | peak | read a token | hits | disk busy |
 |---|---|---|---|---|---|---|---|---|---|""",

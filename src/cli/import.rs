@@ -9,12 +9,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
+enum Experts {
     Bf16,
     /// Eight bits, a scale an output row.
     Int8,
     /// Four bits, a scale and a zero a group.
     Int4,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Dense {
+    Bf16,
+    /// Eight bits, a scale an output row.
+    Int8,
 }
 
 #[derive(Debug, Args)]
@@ -27,13 +34,13 @@ pub struct ImportArgs {
     to: PathBuf,
     /// Encoding of the routed experts [default: as they are].
     #[arg(long, value_enum)]
-    experts: Option<Form>,
+    experts: Option<Experts>,
     /// Weights that share a scale and a zero in int4 [default: 64].
     #[arg(long, value_parser = ["32", "64", "128"])]
     group: Option<String>,
-    /// Encoding of the other matrices, bf16 or int8 [default: as they are].
+    /// Encoding of the other matrices [default: as they are].
     #[arg(long, value_enum)]
-    dense: Option<Form>,
+    dense: Option<Dense>,
 }
 
 impl ImportArgs {
@@ -66,22 +73,22 @@ impl ImportArgs {
 
     fn options(&self) -> Result<store::Options> {
         let group = match self.group.as_deref() {
-            Some(_) if self.experts != Some(Form::Int4) => {
+            Some(_) if self.experts != Some(Experts::Int4) => {
                 return Err(Error::config("--group belongs to --experts int4"));
             }
             Some("32") => 32,
             Some("128") => 128,
             _ => 64,
         };
-        if self.dense == Some(Form::Int4) {
-            return Err(Error::config("--dense is bf16 or int8; only experts can be int4"));
-        }
-        let encoding = |form: Form| match form {
-            Form::Bf16 => Encoding::Bf16,
-            Form::Int8 => Encoding::Int8,
-            Form::Int4 => Encoding::Int4 { group },
-        };
-        let (experts, dense) = (self.experts.map(encoding), self.dense.map(encoding));
+        let experts = self.experts.map(|form| match form {
+            Experts::Bf16 => Encoding::Bf16,
+            Experts::Int8 => Encoding::Int8,
+            Experts::Int4 => Encoding::Int4 { group },
+        });
+        let dense = self.dense.map(|form| match form {
+            Dense::Bf16 => Encoding::Bf16,
+            Dense::Int8 => Encoding::Int8,
+        });
         Ok(store::Options { experts, dense })
     }
 }

@@ -165,6 +165,22 @@ mod tests {
     use super::super::tests::block;
     use super::*;
 
+    #[test]
+    fn a_ghost_lets_the_least_go_first_whatever_scores_were_divided_by() {
+        let mut ghost = Ghost::default();
+        let mut scores = [2.0, 1.0, 4.0];
+        (0..3).for_each(|b| ghost.enter(block(b), scores[b]));
+        scores.iter_mut().for_each(|score| *score /= 4.0);
+        ghost.score_all(|block| scores[usize::from(block.expert)]);
+        // Comes with more than the others have now, and less than they had.
+        ghost.enter(block(3), 0.75);
+        // Grew since it was looked at.
+        let scores = [scores[0], 0.8, scores[2], 0.75];
+        let mut leave = || ghost.leave(|block| scores[usize::from(block.expert)]);
+        let order = [(); 5].map(|()| leave());
+        assert_eq!(order, [Some(0), Some(3), Some(1), Some(2), None].map(|b| b.map(block)));
+    }
+
     /// Misses of a cache of `slots` under `policy`.
     fn misses(policy: &mut dyn Policy, slots: usize, accesses: &[usize]) -> usize {
         let mut residents = Vec::new();
