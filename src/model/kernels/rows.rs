@@ -34,6 +34,11 @@ dispatched! {
 }
 
 dispatched! {
+    /// out = weight · x.
+    pub fn weigh(weight: f32, x: &[f32], out: &mut [f32]) = weigh_body;
+}
+
+dispatched! {
     /// x `[H]` += Σ_k rows[k, :], summed in their order: rows [K, H].
     pub fn add_sum(x: &mut [f32], rows_kh: &[f32]) = add_sum_body;
 }
@@ -59,6 +64,19 @@ pub(super) fn rms_norm_body<T: Number>(x: &[f32], weight: &[f32], eps: f32, out:
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
         *out = T::store(weight * (x * scale));
     }
+}
+
+#[inline(always)]
+fn weigh_body(weight: f32, x: &[f32], out: &mut [f32]) {
+    // Whole groups of lanes as arrays: a part of a row is shorter than what a loop is unrolled to.
+    let (to, to_rest) = out.as_chunks_mut::<LANES>();
+    let (from, from_rest) = x.as_chunks::<LANES>();
+    for (to, from) in to.iter_mut().zip(from) {
+        for i in 0..LANES {
+            to[i] = weight * from[i];
+        }
+    }
+    to_rest.iter_mut().zip(from_rest).for_each(|(to, x)| *to = weight * x);
 }
 
 #[inline(always)]

@@ -14,8 +14,12 @@ use super::simd::Level;
 use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
 use crate::model::kernels::dispatch::dispatched;
-use crate::model::kernels::float::sigmoid;
+use crate::model::kernels::float::{Number, sigmoid};
+use crate::model::kernels::rows::weigh;
 use serde::{Deserialize, Serialize};
+
+/// Numbers of a vector.
+const LANES: usize = 16;
 
 /// What joins gate and up.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -203,7 +207,7 @@ fn run(
                 add_all(y, &bias[from..to]);
             }
             match places {
-                Some(_) => out.iter_mut().zip(y).for_each(|(out, y)| *out = weight * *y),
+                Some(_) => weigh(*weight, y, out),
                 None => out.iter_mut().zip(y).for_each(|(out, y)| *out += weight * *y),
             }
         }
@@ -371,16 +375,27 @@ impl GateUpCall<'_> {
 }
 
 dispatched! {
-    pub(super) fn join(activation: Activation, gate: &[f32], up: &[f32], act: &mut [f32]) = join_body;
+    /// What gate and up come to, in f32 or bf16.
+    pub(super) fn join<T: Number>(activation: Activation, gate: &[f32], up: &[f32], act: &mut [T]) = join_body;
 }
 dispatched! {
     pub(super) fn join_pairs(activation: Activation, pairs: &[f32], act: &mut [f32]) = join_pairs_body;
 }
 
 #[inline(always)]
-fn join_body(activation: Activation, gate: &[f32], up: &[f32], act: &mut [f32]) {
+fn join_body<T: Number>(activation: Activation, gate: &[f32], up: &[f32], act: &mut [T]) {
+    // Whole vectors as arrays: a task has few columns, fewer than a loop is unrolled to. (Closures over
+    // arrays would leave this function, and its instruction set.)
+    let (acts, act) = act.as_chunks_mut::<LANES>();
+    let (gates, gate) = gate.as_chunks::<LANES>();
+    let (ups, up) = up.as_chunks::<LANES>();
+    for ((act, gate), up) in acts.iter_mut().zip(gates).zip(ups) {
+        for i in 0..LANES {
+            act[i] = T::store(activation.of(gate[i], up[i]));
+        }
+    }
     for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
-        *act = activation.of(*gate, *up);
+        *act = T::store(activation.of(*gate, *up));
     }
 }
 

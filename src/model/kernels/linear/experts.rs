@@ -9,6 +9,7 @@ use super::pool::Disjoint;
 use super::product::{self, Outputs};
 use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
+use crate::model::kernels::rows::weigh;
 
 /// Several experts of one row: `out[places[e], :] = weight[places[e]] · expert_e(x)` for x `[H]` and out
 /// `[K,H]`, in two regions of the threads for all of them. The bits are those of [`expert_at`].
@@ -91,8 +92,6 @@ pub fn experts_of_row(
         if let Some((_, bias)) = biases.of(index) {
             add_all(y, &bias[from..to]);
         }
-        for (out, y) in out.iter_mut().zip(y) {
-            *out = weight_k[place] * *y;
-        }
+        weigh(weight_k[place], y, out);
     })
 }

@@ -18,6 +18,7 @@ use super::pairs;
 use super::pool::Disjoint;
 use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
+use crate::model::kernels::rows::weigh;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -242,12 +243,15 @@ impl<'a> Group<'a> {
         let bias = self.biases.of(expert).map(|(bias, _)| bias);
         let act = &mut act[..len];
         for row in 0..n {
+            // SAFETY: the caller's.
+            let rounded = unsafe { act_nf.range((first + row) * stride + from, end - from) };
             if matches!(weights.gate_up, GateUp::Interleaved(_)) {
                 let pairs = &mut both[row * 2 * len..][..2 * len];
                 if let Some(bias) = bias {
                     add_all(pairs, &bias[2 * from..2 * to]);
                 }
                 join_pairs(weights.activation, pairs, act);
+                round_pairs(act, rounded);
             } else {
                 let (gate, up) = both.split_at_mut(len * n);
                 let (gate, up) = (&mut gate[row * len..][..len], &mut up[row * len..][..len]);
@@ -255,10 +259,10 @@ impl<'a> Group<'a> {
                     add_all(gate, &bias[from..to]);
                     add_all(up, &bias[width + from..width + to]);
                 }
-                join(weights.activation, gate, up, act);
+                let (rounded, behind) = rounded.split_at_mut(len);
+                join(weights.activation, gate, up, rounded);
+                behind.fill(0);
             }
-            // SAFETY: the caller's.
-            round_pairs(act, unsafe { act_nf.range((first + row) * stride + from, end - from) });
         }
     }
 
@@ -287,7 +291,7 @@ impl<'a> Group<'a> {
             let place = *place as usize;
             // SAFETY: the caller's.
             let out = unsafe { out.range(place * self.hidden + from, len) };
-            out.iter_mut().zip(y).for_each(|(out, y)| *out = weight_tk[place] * *y);
+            weigh(weight_tk[place], y, out);
         }
     }
 }
