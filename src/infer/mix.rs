@@ -8,7 +8,7 @@
 use crate::base::{Error, Result};
 use crate::model::forward::{Routes, each_row};
 use crate::model::kernels::linear::{
-    ExpertWeights, Routed, Work, can_group, expert_at, experts_of_row, experts_of_rows,
+    Aligned, ExpertWeights, Routed, Work, can_group, expert_at, experts_of_row, experts_of_rows,
 };
 use crate::model::kernels::rows::add_sum;
 use std::ops::Range;
@@ -27,7 +27,7 @@ pub struct Mix {
     /// Of a pass of one row: the places of the experts at hand.
     row_places: Vec<usize>,
     /// `[T,K,H]`.
-    out_tkh: Vec<f32>,
+    out_tkh: Aligned<f32>,
     x_nh: Vec<f32>,
     weight_n: Vec<f32>,
 }
@@ -48,10 +48,6 @@ impl Mix {
             if self.chosen.last().is_none_or(|(last, _)| *last != expert) {
                 self.chosen.push((expert, at));
             }
-        }
-        let needed = self.places.len() * hidden;
-        if self.out_tkh.len() < needed {
-            self.out_tkh.resize(needed, 0.0);
         }
     }
 
@@ -84,7 +80,7 @@ impl Mix {
         each_row(work.pool(), x_nh, h, |n, x| {
             x.copy_from_slice(&y_th[places[n] as usize / k * h..][..h]);
         })?;
-        let out_kh = &mut self.out_tkh[..self.weights.len() * h];
+        let out_kh = self.out_tkh.sized(self.weights.len() * h)?;
         expert_at(weights, x_nh, &self.weight_n, places, out_kh, work)
     }
 
@@ -108,7 +104,7 @@ impl Mix {
             routed.push(Routed { weights: *weights, places });
         }
         if can_group(&routed, work) {
-            let out_tkh = &mut self.out_tkh[..self.weights.len() * self.hidden];
+            let out_tkh = self.out_tkh.sized(self.weights.len() * self.hidden)?;
             return experts_of_rows(&routed, y_th, self.top_k, &self.weights, out_tkh, work);
         }
         experts.iter().zip(weights).try_for_each(|(e, weights)| self.run(*e, weights, y_th, work))
@@ -127,7 +123,7 @@ impl Mix {
             let of = self.places_of(*index)?;
             self.row_places.push(self.places[of.start] as usize);
         }
-        let out_kh = &mut self.out_tkh[..self.weights.len() * self.hidden];
+        let out_kh = self.out_tkh.sized(self.weights.len() * self.hidden)?;
         experts_of_row(weights, y_h, &self.weights, &self.row_places, out_kh, work)
     }
 
@@ -144,9 +140,10 @@ impl Mix {
     ///
     /// # Errors
     /// As the threads.
-    pub fn add_to(&self, x_th: &mut [f32], work: &mut Work) -> Result<()> {
+    pub fn add_to(&mut self, x_th: &mut [f32], work: &mut Work) -> Result<()> {
         let (h, k) = (self.hidden, self.top_k.max(1));
-        each_row(work.pool(), x_th, h, |t, x| add_sum(x, &self.out_tkh[t * k * h..][..k * h]))
+        let out_tkh = self.out_tkh.sized(self.weights.len() * h)?;
+        each_row(work.pool(), x_th, h, |t, x| add_sum(x, &out_tkh[t * k * h..][..k * h]))
     }
 
     /// Bytes of the buffers of a pass of `rows` rows.

@@ -85,32 +85,35 @@ impl Flatten for [Line] {
     }
 }
 
-/// Values that begin on 64 bytes: memory that grows and never shrinks.
-pub(super) struct Aligned<T> {
-    lines: Vec<Line>,
+/// Values that begin on 64 bytes: memory that grows and never shrinks; much of it in huge pages.
+#[derive(Debug)]
+pub struct Aligned<T> {
+    bytes: AlignedBytes,
     values: PhantomData<T>,
 }
 
 impl<T> Default for Aligned<T> {
     fn default() -> Self {
-        Self { lines: Vec::new(), values: PhantomData }
+        Self { bytes: AlignedBytes::zeroed(0), values: PhantomData }
     }
 }
 
 impl<T: Plain> Aligned<T> {
-    /// The first `len` values, whatever was left there.
+    /// The first `len` values: those that were left there, zeros where it grows.
     ///
     /// # Errors
-    /// None in fact: lines hold any values.
+    /// None in fact: bytes may be any values.
     pub fn sized(&mut self, len: usize) -> Result<&mut [T]> {
         let bytes = len * size_of::<T>();
-        if self.lines.len() * size_of::<Line>() < bytes {
-            self.lines.resize(bytes.div_ceil(size_of::<Line>()), Line([0; 64]));
+        if self.bytes.len() < bytes {
+            // The old memory goes first: both together are in no plan.
+            self.bytes = AlignedBytes::zeroed(0);
+            self.bytes = AlignedBytes::zeroed(bytes);
         }
-        cast_mut(&mut self.lines.as_flattened_bytes_mut()[..bytes])
+        cast_mut(&mut self.bytes[..bytes])
     }
 
     pub fn as_ptr(&self) -> *const T {
-        self.lines.as_ptr().cast()
+        self.bytes.as_ptr().cast()
     }
 }

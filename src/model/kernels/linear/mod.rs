@@ -52,7 +52,7 @@ mod tests;
 mod tiles;
 mod work;
 
-pub use aligned::AlignedBytes;
+pub use aligned::{Aligned, AlignedBytes};
 pub use decode::decode_row;
 pub use encoding::Encoding;
 pub use expert::{Activation, ExpertWeights, GateUp, Projection, expert, expert_at};
