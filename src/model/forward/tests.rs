@@ -387,6 +387,9 @@ fn a_guess_on_the_layers_own_input_is_its_route() {
         assert!(forward.guess(layer, &x, None, &mut guessed, work).unwrap());
         assert_eq!(routed, guessed);
         assert_eq!(routed.rows(), 5);
+        assert!(forward.guess(layer, &x, Some(&[1, 4]), &mut guessed, work).unwrap());
+        assert_eq!(guessed.rows(), 2);
+        assert_eq!([guessed.row(0), guessed.row(1)], [routed.row(1), routed.row(4)]);
         if layer > 0 {
             assert!(!forward.guess(0, &x, None, &mut guessed, work).unwrap());
             assert_eq!(guessed.rows(), 0);

@@ -99,7 +99,7 @@ impl<T> Default for Aligned<T> {
 }
 
 impl<T: Plain> Aligned<T> {
-    /// The first `len` values: those that were left there, zeros where it grows.
+    /// The first `len` values: those that were left there, or all zeros where it had to grow.
     ///
     /// # Errors
     /// None in fact: bytes may be any values.
