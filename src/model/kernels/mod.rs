@@ -27,6 +27,7 @@ pub mod rows;
 mod shared;
 mod softmax;
 pub mod split;
+mod stream;
 pub mod swiglu;
 #[cfg(target_arch = "x86_64")]
 pub mod tiles;

@@ -20,6 +20,8 @@ use tiles::{Scores, Weighted};
 pub const TILE: usize = 16;
 /// Most queries of one pass; a stored tile is decoded once for all of them.
 pub const QUERIES: usize = 16;
+/// Most tiles of keys at once; a buffer of decoded keys has room for so many.
+pub const TILES: usize = 4;
 
 /// Cached numbers as they are stored.
 #[derive(Debug, Clone, Copy)]
@@ -79,9 +81,9 @@ impl Scratch {
     /// Makes room for passes over caches of `keys` keys, so that neither a growing cache nor a
     /// thread that comes late allocates.
     pub fn reserve(&mut self, keys: usize, key_dim: usize, value_dim: usize) {
-        sized(&mut self.scores, QUERIES * keys.next_multiple_of(TILE));
+        sized(&mut self.scores, QUERIES * row_of_scores(keys.div_ceil(TILE)));
         sized(&mut self.packed, QUERIES * key_dim);
-        sized(&mut self.keys, TILE * key_dim);
+        sized(&mut self.keys, TILES * TILE * key_dim);
         sized(&mut self.values, TILE * value_dim);
     }
 
@@ -91,6 +93,12 @@ impl Scratch {
         let buffers = [&self.scores, &self.packed, &self.keys, &self.values];
         buffers.iter().map(|buffer| 4 * buffer.capacity()).sum()
     }
+}
+
+/// Numbers of a query's row of scores over so many tiles: an odd number of lines, so that rows do not share
+/// sets of the first-level cache.
+pub fn row_of_scores(tiles: usize) -> usize {
+    (tiles | 1) * TILE
 }
 
 /// The first `len` elements of a buffer that grows and never shrinks.
@@ -103,7 +111,7 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// Queries in groups of 8 (if that many may pass), 4, 2 and 1: (first, how many).
+/// Queries in groups of 16 and 8 (if that many may pass), 4, 2 and 1: (first, how many).
 fn groups(queries: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut first = 0;
     std::iter::from_fn(move || {
@@ -112,7 +120,8 @@ fn groups(queries: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
             1 => 1,
             2 | 3 => 2,
             4..8 => 4,
-            _ => 8,
+            8..16 => 8,
+            _ => 16,
         };
         first += size;
         Some((first - size, size))
@@ -127,7 +136,8 @@ pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out
     let (key_dim, value_dim) = (head.key_dim, head.value_dim);
     let from = queries.iter().map(|q| q.start).min().unwrap_or(0) / TILE;
     let to = queries.iter().map(|q| q.end).max().unwrap_or(0).div_ceil(TILE);
-    let (base, width) = (from * TILE, to.saturating_sub(from) * TILE);
+    let base = from * TILE;
+    let width = row_of_scores(to.saturating_sub(from));
     let Scratch { scores, packed, keys, values } = scratch;
     let scores = sized(scores, queries.len() * width);
     let packed = sized(packed, queries.len() * key_dim);
@@ -140,13 +150,16 @@ pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out
         }
     }
 
-    for tile in from..to {
-        let keys = head.keys.decode(tile * TILE * key_dim, TILE * key_dim, keys);
+    // Many queries keep the processor busy with one tile, which stays in the first-level cache.
+    let most = if queries.len() < 8 { TILES } else { 1 };
+    for tile in (from..to).step_by(most) {
+        let tiles = most.min(to - tile);
+        let keys = head.keys.decode(tile * TILE * key_dim, tiles * TILE * key_dim, keys);
         let at = tile * TILE - base;
         for (first, size) in groups(queries.len()) {
             let q = &packed[first * key_dim..(first + size) * key_dim];
             let out = &mut scores[first * width + at..];
-            Scores { q, keys, queries: size, out, stride: width }.run(level);
+            Scores { q, keys, tiles, queries: size, out, stride: width }.run(level);
         }
     }
 
@@ -254,7 +267,13 @@ mod tests {
 
     #[test]
     fn queries_together_and_alone_agree_and_match_the_definition() {
-        for (key_dim, value_dim, keys) in [(24, 16, 40), (128, 128, 77), (40, 36, 16), (8, 8, 1)] {
+        for (key_dim, value_dim, keys, queries) in [
+            (24, 16, 40, 13),
+            (128, 128, 77, 16),
+            (128, 144, 150, 7),
+            (40, 36, 16, 13),
+            (8, 8, 1, 2),
+        ] {
             let cache = cache(keys, key_dim, value_dim);
             let head = Head {
                 keys: Stored::F32(&cache.tiled),
@@ -262,12 +281,12 @@ mod tests {
                 key_dim,
                 value_dim,
             };
-            let q = noise(3, 13 * key_dim);
-            let queries: Vec<Query<'_>> = (0..13)
+            let q = noise(3, QUERIES * key_dim);
+            let queries: Vec<Query<'_>> = (0..queries)
                 .map(|i| Query {
                     q: &q[i * key_dim..(i + 1) * key_dim],
                     start: if i % 3 == 0 { keys.saturating_sub(20 + i) } else { 0 },
-                    end: keys - (12 - i).min(keys - 1),
+                    end: keys - (queries - 1 - i).min(keys - 1),
                     sink: (i % 4 == 1).then_some(0.3),
                 })
                 .filter(|q| q.start < q.end)

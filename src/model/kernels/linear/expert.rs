@@ -15,7 +15,7 @@ use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
 use crate::model::kernels::dispatch::dispatched;
 use crate::model::kernels::float::{Number, sigmoid};
-use crate::model::kernels::rows::weigh;
+use crate::model::kernels::stream::Writer;
 use serde::{Deserialize, Serialize};
 
 /// Numbers of a vector.
@@ -160,6 +160,7 @@ fn run(
             .with("x", x_nh.len())
             .with("out", out.len()));
     }
+    let writer = Writer::to(out.len());
     let target = Disjoint::new(out);
     let Work { pool, scratch, level } = work;
     let Scratch { inputs, gate_up, act, out, bias } = scratch;
@@ -207,10 +208,11 @@ fn run(
                 add_all(y, &bias[from..to]);
             }
             match places {
-                Some(_) => weigh(*weight, y, out),
+                Some(_) => writer.weigh(*weight, y, out),
                 None => out.iter_mut().zip(y).for_each(|(out, y)| *out += weight * *y),
             }
         }
+        writer.finish();
     })
 }
 

@@ -18,7 +18,7 @@ use super::pairs;
 use super::pool::Disjoint;
 use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
-use crate::model::kernels::rows::weigh;
+use crate::model::kernels::stream::Writer;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -110,10 +110,13 @@ pub fn experts_of_rows(
 
     let tasks = group.tasks(hidden);
     let own = Own::new(gate_up, pool.threads(), group.room(&tasks));
+    let writer = Writer::to(out_tkh.len());
     let (out, act, ends) = (Disjoint::new(out_tkh), &*act, Ends::new(tasks.len()));
     pool.run(tasks.len(), &|thread, _| {
         // SAFETY: as above; no two rows have the same place.
-        unsafe { group.down(&tasks[ends.take(thread)], act, own.of(thread), weight_tk, &out) }
+        unsafe {
+            group.down(&tasks[ends.take(thread)], act, own.of(thread), weight_tk, (&out, writer))
+        }
     })
 }
 
@@ -276,7 +279,7 @@ impl<'a> Group<'a> {
         act: &Input,
         own: &mut [f32],
         weight_tk: &[f32],
-        out: &Disjoint<'_, f32>,
+        (out, writer): (&Disjoint<'_, f32>, Writer),
     ) {
         let &Task { expert, from, to } = task;
         let Routed { weights, places } = &self.experts[expert];
@@ -291,8 +294,9 @@ impl<'a> Group<'a> {
             let place = *place as usize;
             // SAFETY: the caller's.
             let out = unsafe { out.range(place * self.hidden + from, len) };
-            weigh(weight_tk[place], y, out);
+            writer.weigh(weight_tk[place], y, out);
         }
+        writer.finish();
     }
 }
 

@@ -7,9 +7,9 @@
 
 #![expect(clippy::needless_range_loop, reason = "an index names the same lane of several arrays")]
 
-use super::simd::pairs::{PAIRED, dot, load, load_part, prefetch, sums, zero};
+use super::simd::pairs::{PAIRED, dot, eight_sums, load, load_part, prefetch, sums, zero};
 use std::arch::x86_64::{
-    __m128, __m512, _mm_add_ps, _mm_loadu_ps, _mm_storeu_ps, _mm512_setzero_si512,
+    __m128, __m512, _mm256_add_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm512_setzero_si512,
 };
 use std::ops::Range;
 
@@ -170,11 +170,8 @@ unsafe fn group<const C: usize, const HALVES: usize>(block: &Block<'_>, c: usize
     unsafe {
         let x: [*const u16; C] = std::array::from_fn(|j| call.row(c + j, start));
         let inputs = |step: usize| x.map(|x| load(x.add(step * PAIRED).cast()));
-        for step in 0..whole {
+        let mut multiply = |step: usize| {
             let bytes = 2 * PAIRED * step;
-            if HALVES == 1 && step % 2 == 0 {
-                prefetch(ahead.wrapping_add(bytes / 2));
-            }
             for row in 0..HALVES / 2 {
                 prefetch(ahead.wrapping_add(row * call.row_bytes + bytes));
             }
@@ -185,6 +182,17 @@ unsafe fn group<const C: usize, const HALVES: usize>(block: &Block<'_>, c: usize
                     acc[r][j] = dot(acc[r][j], weights, inputs[j]);
                 }
             }
+        };
+        // Two and two, so that a line of half a row is asked for without a question.
+        for step in (0..whole / 2 * 2).step_by(2) {
+            if HALVES == 1 {
+                prefetch(ahead.wrapping_add(PAIRED * step));
+            }
+            multiply(step);
+            multiply(step + 1);
+        }
+        if whole % 2 == 1 {
+            multiply(whole - 1);
         }
         if rest > 0 {
             let inputs = inputs(whole);
@@ -252,23 +260,31 @@ pub(super) unsafe fn emit<const R: usize, const C: usize>(
 ) {
     let replace = first && !call.add;
     for j in 0..C {
+        // SAFETY: the outputs are this thread's.
+        let out = unsafe { call.out.add((c + j) * call.out_stride) };
+        if R == WIDE {
+            let mut eight = [zero(); WIDE];
+            for r in 0..R {
+                eight[r] = acc[r][j];
+            }
+            // These rows of W are neighbours, and so are their outputs.
+            // SAFETY: as above.
+            unsafe {
+                let out = out.add(rows[0]);
+                let sums = eight_sums(eight);
+                let sums = if replace { sums } else { _mm256_add_ps(_mm256_loadu_ps(out), sums) };
+                _mm256_storeu_ps(out, sums);
+            }
+            continue;
+        }
         for at in (0..R).step_by(TILE) {
             let mut four = [zero(); TILE];
             for r in at..R.min(at + TILE) {
                 four[r - at] = acc[r][j];
             }
-            let sums = sums(four);
-            // SAFETY: the outputs are this thread's.
+            // SAFETY: as above.
             unsafe {
-                let out = call.out.add((c + j) * call.out_stride);
-                if R == WIDE {
-                    // These rows of W are neighbours, and so are their outputs.
-                    let out = out.add(rows[at]);
-                    let sums = if replace { sums } else { _mm_add_ps(_mm_loadu_ps(out), sums) };
-                    _mm_storeu_ps(out, sums);
-                    continue;
-                }
-                let sums = std::mem::transmute::<__m128, [f32; TILE]>(sums);
+                let sums = std::mem::transmute::<__m128, [f32; TILE]>(sums(four));
                 for r in at..R.min(at + TILE) {
                     let out = out.add(rows[r]);
                     *out = if replace { sums[r - at] } else { *out + sums[r - at] };

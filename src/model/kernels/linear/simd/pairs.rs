@@ -63,15 +63,33 @@ pub fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
 /// three neighbours.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub fn sums([a, b, c, d]: [__m512; 4]) -> __m128 {
+pub fn sums(vectors: [__m512; 4]) -> __m128 {
+    let four = quarters(vectors);
+    let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4e>(four));
+    let one = _mm512_add_ps(two, _mm512_permute_ps::<0xb1>(two));
+    let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, one))
+}
+
+/// As [`sums`], of eight vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub fn eight_sums([a, b, c, d, e, f, g, h]: [__m512; 8]) -> __m256 {
+    let (x, y) = (quarters([a, b, c, d]), quarters([e, f, g, h]));
+    let two = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(x, y), _mm512_shuffle_ps::<0xee>(x, y));
+    let one = _mm512_add_ps(two, _mm512_permute_ps::<0xb1>(two));
+    let firsts = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm512_castps512_ps256(_mm512_permutexvar_ps(firsts, one))
+}
+
+/// Four lanes of each vector, to which its sixteen were added.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn quarters([a, b, c, d]: [__m512; 4]) -> __m512 {
     let (low, high) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
     let ab = _mm512_add_ps(low, high);
     let (low, high) = (_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
     let cd = _mm512_add_ps(low, high);
     let even = _mm512_shuffle_f32x4::<0x88>(ab, cd);
-    let four = _mm512_add_ps(even, _mm512_shuffle_f32x4::<0xdd>(ab, cd));
-    let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4e>(four));
-    let one = _mm512_add_ps(two, _mm512_permute_ps::<0xb1>(two));
-    let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, one))
+    _mm512_add_ps(even, _mm512_shuffle_f32x4::<0xdd>(ab, cd))
 }
