@@ -4,7 +4,7 @@ use super::tensors::{Tensors, Weights, matrix_shape};
 use crate::base::Result;
 use crate::model::config::ModelConfig;
 use crate::model::family::{Slot, dense_tensors};
-use crate::model::kernels::attend::{QUERIES, TILE, TILES, row_of_scores};
+use crate::model::kernels::attend::{QUERIES, TILE, row_of_scores};
 use crate::model::kernels::linear::Encoding;
 
 /// Bytes that the dense weights take once loaded, from headers alone: what is encoded stays
@@ -88,7 +88,7 @@ pub(super) fn buffer_bytes(
         None => 0,
     };
     let queries = QUERIES * (row_of_scores(positions.div_ceil(TILE)) + key + value);
-    let thread = queries + TILE * (TILES * key + value) + own;
+    let thread = queries + TILE * value + own;
     let numbers = rows * row + threads * thread;
     // Runs, passes and positions are a few words each, in lists that grow by doubling.
     (4 * numbers + 128 * (rows + passes)) as u64

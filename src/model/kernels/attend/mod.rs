@@ -11,41 +11,23 @@
 
 mod tiles;
 
-use super::linear::simd::level;
+use super::linear::simd::{Level, level};
 use super::softmax::exponentials;
-use super::vector::Element;
-use tiles::{Scores, Weighted};
+use std::ops::Range;
+use tiles::{Cached, Scores, Weighted};
 
 /// Keys of a tile.
 pub const TILE: usize = 16;
-/// Most queries of one pass; a stored tile is decoded once for all of them.
+/// Most queries of one pass; a stored tile is read once for all of them.
 pub const QUERIES: usize = 16;
-/// Most tiles of keys at once; a buffer of decoded keys has room for so many.
-pub const TILES: usize = 4;
+/// Most tiles of keys at once.
+const TILES: usize = 4;
 
 /// Cached numbers as they are stored.
 #[derive(Debug, Clone, Copy)]
 pub enum Stored<'a> {
     F32(&'a [f32]),
     Bf16(&'a [u16]),
-}
-
-impl<'a> Stored<'a> {
-    /// `len` numbers from `start` as f32, decoded into `buffer` where they are not.
-    #[inline(always)]
-    fn decode<'b>(self, start: usize, len: usize, buffer: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        match self {
-            Self::F32(all) => &all[start..start + len],
-            Self::Bf16(all) => {
-                let out = sized(buffer, len);
-                Element::widen(&all[start..start + len], out);
-                out
-            }
-        }
-    }
 }
 
 /// One query, already scaled, and the keys `start..end` that it sees.
@@ -73,7 +55,7 @@ pub struct Head<'a> {
 pub struct Scratch {
     scores: Vec<f32>,
     packed: Vec<f32>,
-    keys: Vec<f32>,
+    /// Of latent attention: a tile of values.
     values: Vec<f32>,
 }
 
@@ -83,14 +65,13 @@ impl Scratch {
     pub fn reserve(&mut self, keys: usize, key_dim: usize, value_dim: usize) {
         sized(&mut self.scores, QUERIES * row_of_scores(keys.div_ceil(TILE)));
         sized(&mut self.packed, QUERIES * key_dim);
-        sized(&mut self.keys, TILES * TILE * key_dim);
         sized(&mut self.values, TILE * value_dim);
     }
 
     /// Bytes that it holds.
     #[cfg(test)]
     pub(in crate::model) fn bytes(&self) -> usize {
-        let buffers = [&self.scores, &self.packed, &self.keys, &self.values];
+        let buffers = [&self.scores, &self.packed, &self.values];
         buffers.iter().map(|buffer| 4 * buffer.capacity()).sum()
     }
 }
@@ -131,86 +112,120 @@ fn groups(queries: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
 /// `out[i] = Σ_j softmax(q_i · k_j) v_j` over the keys of query i, at most [`QUERIES`] of them;
 /// `out` is [queries, value_dim].
 pub fn attend(head: &Head<'_>, queries: &[Query<'_>], scratch: &mut Scratch, out: &mut [f32]) {
-    let level = level();
-    let groups = |queries| groups(queries, tiles::most(level));
-    let (key_dim, value_dim) = (head.key_dim, head.value_dim);
     let from = queries.iter().map(|q| q.start).min().unwrap_or(0) / TILE;
-    let to = queries.iter().map(|q| q.end).max().unwrap_or(0).div_ceil(TILE);
-    let base = from * TILE;
-    let width = row_of_scores(to.saturating_sub(from));
-    let Scratch { scores, packed, keys, values } = scratch;
-    let scores = sized(scores, queries.len() * width);
-    let packed = sized(packed, queries.len() * key_dim);
-    for (first, size) in groups(queries.len()) {
-        for (r, query) in queries[first..first + size].iter().enumerate() {
-            let group = &mut packed[first * key_dim..(first + size) * key_dim];
-            for (d, q) in query.q.iter().enumerate() {
-                group[d * size + r] = *q;
-            }
-        }
-    }
-
-    // Many queries keep the processor busy with one tile, which stays in the first-level cache.
-    let most = if queries.len() < 8 { TILES } else { 1 };
-    for tile in (from..to).step_by(most) {
-        let tiles = most.min(to - tile);
-        let keys = head.keys.decode(tile * TILE * key_dim, tiles * TILE * key_dim, keys);
-        let at = tile * TILE - base;
-        for (first, size) in groups(queries.len()) {
-            let q = &packed[first * key_dim..(first + size) * key_dim];
-            let out = &mut scores[first * width + at..];
-            Scores { q, keys, tiles, queries: size, out, stride: width }.run(level);
-        }
+    let to = queries.iter().map(|q| q.end).max().unwrap_or(0).div_ceil(TILE).max(from);
+    let pass = Pass { queries, tiles: from..to, width: row_of_scores(to - from), level: level() };
+    let Scratch { scores, packed, values } = scratch;
+    let scores = sized(scores, queries.len() * pass.width);
+    let packed = pass.pack(sized(packed, queries.len() * head.key_dim), head.key_dim);
+    match head.keys {
+        Stored::F32(keys) => pass.score(keys, head.key_dim, packed, scores),
+        Stored::Bf16(keys) => pass.score(keys, head.key_dim, packed, scores),
     }
 
     let mut inverse = [0.0f32; QUERIES];
     for (i, (query, inverse)) in queries.iter().zip(&mut inverse).enumerate() {
-        let seen = i * width + query.start - base..i * width + query.end - base;
-        *inverse = 1.0 / exponentials(&mut scores[seen], query.sink).1;
+        let row = &mut scores[i * pass.width..];
+        let seen = &mut row[query.start - from * TILE..query.end - from * TILE];
+        *inverse = 1.0 / exponentials(seen, query.sink).1;
     }
 
     out.fill(0.0);
-    for tile in from..to {
-        let rows = match head.values {
-            Some(values_of) => values_of.decode(tile * TILE * value_dim, TILE * value_dim, values),
-            None => {
-                let keys = head.keys.decode(tile * TILE * key_dim, TILE * value_dim, keys);
-                transpose(keys, sized(values, TILE * value_dim), value_dim)
-            }
-        };
-        let begin = tile * TILE;
-        for (first, size) in groups(queries.len()) {
-            let group = &queries[first..first + size];
-            let out = &mut out[first * value_dim..(first + size) * value_dim];
-            let whole = group.iter().all(|q| q.start <= begin && begin + TILE <= q.end);
-            let p = &scores[first * width + begin - base..];
-            if whole {
-                Weighted { p, stride: width, rows, queries: size, out }.run(level);
-                continue;
-            }
-            for (r, (query, out)) in group.iter().zip(out.chunks_mut(value_dim)).enumerate() {
-                let (a, b) = (query.start.max(begin), query.end.min(begin + TILE));
-                if a < b {
-                    let p = &p[r * width + a - begin..r * width + b - begin];
-                    let rows = &rows[(a - begin) * value_dim..(b - begin) * value_dim];
-                    Weighted { p, stride: width, rows, queries: 1, out }.run(level);
+    let dim = head.value_dim;
+    for tile in pass.tiles.clone() {
+        let rows = tile * TILE * dim..(tile + 1) * TILE * dim;
+        match (head.values, head.keys) {
+            (Some(Stored::F32(values)), _) => pass.weigh(tile, &values[rows], scores, out),
+            (Some(Stored::Bf16(values)), _) => pass.weigh(tile, &values[rows], scores, out),
+            (None, keys) => {
+                let values = sized(values, TILE * dim);
+                let start = tile * TILE * head.key_dim;
+                match keys {
+                    Stored::F32(keys) => transpose(&keys[start..], values, dim),
+                    Stored::Bf16(keys) => transpose(&keys[start..], values, dim),
                 }
+                pass.weigh(tile, values, scores, out);
             }
         }
     }
-    for (out, inverse) in out.chunks_mut(value_dim).zip(&inverse) {
+    for (out, inverse) in out.chunks_mut(dim).zip(&inverse) {
         out.iter_mut().for_each(|out| *out *= inverse);
     }
 }
 
-/// A tile `[element][key]` as `[key][element]`.
-fn transpose<'a>(tile: &[f32], out: &'a mut [f32], dim: usize) -> &'a [f32] {
-    for (d, keys) in tile.as_chunks::<TILE>().0.iter().enumerate() {
-        for (key, value) in keys.iter().enumerate() {
-            out[key * dim + d] = *value;
+/// Queries over the tiles that they see.
+struct Pass<'a> {
+    queries: &'a [Query<'a>],
+    tiles: Range<usize>,
+    /// Numbers from one query's scores to the next one's.
+    width: usize,
+    level: Level,
+}
+
+impl Pass<'_> {
+    fn groups(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        groups(self.queries.len(), tiles::most(self.level))
+    }
+
+    /// The queries as [`Scores`] takes them, group by group.
+    fn pack<'b>(&self, packed: &'b mut [f32], dim: usize) -> &'b [f32] {
+        for (first, size) in self.groups() {
+            let group = &mut packed[first * dim..(first + size) * dim];
+            for (r, query) in self.queries[first..first + size].iter().enumerate() {
+                for (d, q) in query.q.iter().enumerate() {
+                    group[d * size + r] = *q;
+                }
+            }
+        }
+        packed
+    }
+
+    fn score<T: Cached>(&self, keys: &[T], dim: usize, packed: &[f32], scores: &mut [f32]) {
+        // Many queries keep the processor busy with one tile, which stays in the first-level cache.
+        let most = if self.queries.len() < 8 { TILES } else { 1 };
+        for tile in self.tiles.clone().step_by(most) {
+            let tiles = most.min(self.tiles.end - tile);
+            let keys = &keys[tile * TILE * dim..(tile + tiles) * TILE * dim];
+            let at = (tile - self.tiles.start) * TILE;
+            for (first, size) in self.groups() {
+                let q = &packed[first * dim..(first + size) * dim];
+                let out = &mut scores[first * self.width + at..];
+                Scores { q, keys, tiles, queries: size, out, stride: self.width }.run(self.level);
+            }
         }
     }
-    out
+
+    /// Adds the values `rows` of a tile, each times its weight, to the outputs.
+    fn weigh<T: Cached>(&self, tile: usize, rows: &[T], scores: &[f32], out: &mut [f32]) {
+        let (begin, dim) = (tile * TILE, rows.len() / TILE);
+        let (at, stride, level) = (begin - self.tiles.start * TILE, self.width, self.level);
+        for (first, size) in self.groups() {
+            let group = &self.queries[first..first + size];
+            let out = &mut out[first * dim..(first + size) * dim];
+            let p = &scores[first * stride + at..];
+            if group.iter().all(|q| q.start <= begin && begin + TILE <= q.end) {
+                Weighted { p, stride, rows, queries: size, out }.run(level);
+                continue;
+            }
+            for (r, (query, out)) in group.iter().zip(out.chunks_mut(dim)).enumerate() {
+                let (a, b) = (query.start.max(begin), query.end.min(begin + TILE));
+                if a < b {
+                    let p = &p[r * stride + a - begin..r * stride + b - begin];
+                    let rows = &rows[(a - begin) * dim..(b - begin) * dim];
+                    Weighted { p, stride, rows, queries: 1, out }.run(level);
+                }
+            }
+        }
+    }
+}
+
+/// The first `dim` elements of a tile `[element][key]` as `[key][element]`.
+fn transpose<T: Cached>(tile: &[T], out: &mut [f32], dim: usize) {
+    for (d, keys) in tile.as_chunks::<TILE>().0[..dim].iter().enumerate() {
+        for (key, value) in keys.iter().enumerate() {
+            out[key * dim + d] = value.load();
+        }
+    }
 }
 
 #[cfg(test)]
