@@ -383,8 +383,9 @@ impl Rules {
             }
         }
         let longest = caches.iter().map(KvCache::capacity).max().unwrap_or(0);
+        let any = caches.first().map(|cache| cache.head(self.layer, 0)).transpose()?;
         for thread in &mut *threads {
-            thread.attend.reserve(longest, queries.dim, self.value_dim);
+            any.iter().for_each(|head| thread.attend.reserve(longest, head));
             sized(&mut thread.attended, QUERIES * self.value_dim);
         }
         let Outputs { data, row_stride, head_stride } = outputs;

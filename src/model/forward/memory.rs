@@ -83,12 +83,16 @@ pub(super) fn buffer_bytes(
     // Of those that are fed, and of those that are asked for.
     let angles = 2 * config.rope_dim();
     let row = config.hidden + projected + config.value_width() + angles + 2 * config.experts + 1;
+    // Of latents: rows in their space and out of it, and a tile of values.
     let own = match &config.latent {
-        Some(latent) => rows * (latent.nope.max(latent.kv_rank) + latent.value.max(latent.kv_rank)),
+        Some(latent) => {
+            let row = latent.nope.max(latent.kv_rank) + latent.value.max(latent.kv_rank);
+            rows * row + TILE * value
+        }
         None => 0,
     };
     let queries = QUERIES * (row_of_scores(positions.div_ceil(TILE)) + key + value);
-    let thread = queries + TILE * value + own;
+    let thread = queries + own;
     let numbers = rows * row + threads * thread;
     // Runs, passes and positions are a few words each, in lists that grow by doubling.
     (4 * numbers + 128 * (rows + passes)) as u64

@@ -22,12 +22,12 @@ pub mod linear;
 pub mod noise;
 pub mod norm;
 pub mod parallel;
+mod past_caches;
 pub mod reduce;
 pub mod rows;
 mod shared;
 mod softmax;
 pub mod split;
-mod stream;
 pub mod swiglu;
 #[cfg(target_arch = "x86_64")]
 pub mod tiles;

@@ -60,12 +60,14 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes room for passes over caches of `keys` keys, so that neither a growing cache nor a
-    /// thread that comes late allocates.
-    pub fn reserve(&mut self, keys: usize, key_dim: usize, value_dim: usize) {
+    /// Makes room for passes over caches of `keys` keys, of which `head` is one, so that neither a growing
+    /// cache nor a thread that comes late allocates.
+    pub fn reserve(&mut self, keys: usize, head: &Head<'_>) {
         sized(&mut self.scores, QUERIES * row_of_scores(keys.div_ceil(TILE)));
-        sized(&mut self.packed, QUERIES * key_dim);
-        sized(&mut self.values, TILE * value_dim);
+        sized(&mut self.packed, QUERIES * head.key_dim);
+        if head.values.is_none() {
+            sized(&mut self.values, TILE * head.value_dim);
+        }
     }
 
     /// Bytes that it holds.
@@ -260,6 +262,14 @@ mod tests {
         Cache { keys: plain, values: noise(2, room * value_dim), tiled }
     }
 
+    /// Queries whose last keys are neighbours, the last query's the last of all.
+    fn ending_one_by_one(q: &[f32], dim: usize, keys: usize) -> Vec<Query<'_>> {
+        let all = q.len() / dim;
+        (q.chunks(dim).enumerate())
+            .map(|(i, q)| Query { q, start: 3, end: keys + 1 + i - all, sink: None })
+            .collect()
+    }
+
     /// The definition, in f64.
     fn plain(cache: &Cache, query: &Query<'_>, value_dim: usize) -> Vec<f64> {
         let dim = query.q.len();
@@ -333,13 +343,15 @@ mod tests {
             value_dim,
         };
         let within = Head { values: None, ..apart };
-        let q = noise(3, key_dim);
-        let query = [Query { q: &q, start: 0, end: keys, sink: None }];
-        let mut scratch = Scratch::default();
-        let (mut a, mut b) = (vec![0.0; value_dim], vec![0.0; value_dim]);
-        attend(&apart, &query, &mut scratch, &mut a);
-        attend(&within, &query, &mut scratch, &mut b);
-        assert_eq!(a, b);
+        let q = noise(3, QUERIES * key_dim);
+        for queries in [1, 5, QUERIES] {
+            let queries = ending_one_by_one(&q[..queries * key_dim], key_dim, keys);
+            let mut scratch = Scratch::default();
+            let [mut a, mut b] = [0.0, 1.0].map(|x| vec![x; queries.len() * value_dim]);
+            attend(&apart, &queries, &mut scratch, &mut a);
+            attend(&within, &queries, &mut scratch, &mut b);
+            assert_eq!(a, b);
+        }
     }
 
     #[test]
@@ -353,18 +365,21 @@ mod tests {
             |values: &mut [f32]| values.iter_mut().for_each(|v| *v = from_bf16(to_bf16(*v)));
         round(&mut cache.tiled);
         round(&mut cache.values);
-        let q = noise(3, dim);
-        let query = [Query { q: &q, start: 3, end: keys, sink: None }];
-        let mut outs = Vec::new();
-        for (keys, values) in [
-            (Stored::F32(&cache.tiled), Stored::F32(&cache.values)),
-            (Stored::Bf16(&k), Stored::Bf16(&v)),
-        ] {
-            let head = Head { keys, values: Some(values), key_dim: dim, value_dim: dim };
-            let mut out = vec![0.0; dim];
-            attend(&head, &query, &mut Scratch::default(), &mut out);
-            outs.push(out);
+        let q = noise(3, QUERIES * dim);
+        for (queries, within) in [1, 5, QUERIES].into_iter().flat_map(|n| [(n, false), (n, true)]) {
+            let queries = ending_one_by_one(&q[..queries * dim], dim, keys);
+            let outs = [
+                (Stored::F32(&cache.tiled), Stored::F32(&cache.values)),
+                (Stored::Bf16(&k), Stored::Bf16(&v)),
+            ]
+            .map(|(keys, values)| {
+                let values = (!within).then_some(values);
+                let head = Head { keys, values, key_dim: dim, value_dim: dim };
+                let mut out = vec![f32::NAN; queries.len() * dim];
+                attend(&head, &queries, &mut Scratch::default(), &mut out);
+                out
+            });
+            assert_eq!(outs[0], outs[1], "{} queries", queries.len());
         }
-        assert_eq!(outs[0], outs[1]);
     }
 }

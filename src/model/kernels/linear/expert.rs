@@ -15,7 +15,7 @@ use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
 use crate::model::kernels::dispatch::dispatched;
 use crate::model::kernels::float::{Number, sigmoid};
-use crate::model::kernels::stream::Writer;
+use crate::model::kernels::past_caches::Writer;
 use serde::{Deserialize, Serialize};
 
 /// Numbers of a vector.

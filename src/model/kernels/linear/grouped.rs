@@ -18,7 +18,7 @@ use super::pairs;
 use super::pool::Disjoint;
 use super::work::{Scratch, Work, sized};
 use crate::base::{Error, Result};
-use crate::model::kernels::stream::Writer;
+use crate::model::kernels::past_caches::Writer;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

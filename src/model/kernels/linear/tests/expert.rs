@@ -242,6 +242,34 @@ fn grouped_experts_give_the_bits_of_each_alone() {
 }
 
 #[test]
+fn outputs_past_the_caches_are_those_of_an_expert_in_their_places() {
+    // So many that they are written past the caches, in rows that begin on a line and within one.
+    let (rows, top_k, hidden, width) = (40, 3, 8744, 16);
+    let mut numbers = Random::new(19);
+    let mut work = work(3, level());
+    let parts = parts(Encoding::Bf16, hidden, width, &mut numbers);
+    let e = apart(&parts, CLAMPED, true);
+    let (x, weights) = (numbers.numbers(rows * hidden), numbers.numbers(rows * top_k));
+    let places: Vec<u32> = (0..rows as u32).map(|t| 3 * t + t % 3).collect();
+    let weight_n: Vec<f32> = places.iter().map(|place| weights[*place as usize]).collect();
+    let mut alone = vec![0.0; x.len()];
+    expert(&e, &x, &weight_n, &mut alone, &mut work).unwrap();
+    let mut want = vec![f32::NAN; rows * top_k * hidden];
+    for (place, y) in places.iter().zip(alone.chunks(hidden)) {
+        want[*place as usize * hidden..][..hidden].copy_from_slice(y);
+    }
+    let mut out = vec![f32::NAN; want.len()];
+    expert_at(&e, &x, &weight_n, &places, &mut out, &mut work).unwrap();
+    assert_eq!(bits(&out), bits(&want));
+    let routed = [Routed { weights: e, places: &places }];
+    if can_group(&routed, &work) {
+        out.fill(f32::NAN);
+        experts_of_rows(&routed, &x, top_k, &weights, &mut out, &mut work).unwrap();
+        assert_eq!(bits(&out), bits(&want));
+    }
+}
+
+#[test]
 fn fused_layouts_give_the_bits_of_separate_matrices() {
     let mut numbers = Random::new(12);
     let mut work = work(2, level());
