@@ -1,7 +1,7 @@
 //! `semoe chat`: a conversation with a checkpoint. What was said stays in the cache of keys and
 //! values, so only what is new is read.
 
-use super::generate::encode_chat;
+use super::generate::{chat_template, encode_chat};
 use super::model::{ModelArgs, SamplingArgs, announce};
 use super::{interrupt, output};
 use crate::base::{Error, Result};
@@ -37,6 +37,8 @@ impl ChatArgs {
     pub fn run(self) -> Result<()> {
         self.sampling.sampling().check()?;
         let mut generator = Generator::open(&self.model.options(1)?)?;
+        // Before anything is said.
+        chat_template(&generator)?;
         announce(&generator)?;
         output::note("Ctrl-C ends an answer; /new starts over, /figures, /quit\n")?;
         let mut messages = self.opening();

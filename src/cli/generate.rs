@@ -11,6 +11,7 @@ use crate::infer::memory::peak_memory;
 use crate::infer::session::{Job, Reason, Said};
 use crate::infer::settings::Settings;
 use crate::infer::stream::TextStream;
+use crate::text::chat::ChatTemplate;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -166,20 +167,31 @@ impl GenerateArgs {
     }
 }
 
+/// The checkpoint's chat template.
+///
+/// # Errors
+/// `Input` where it has none, or one that cannot be read.
+pub fn chat_template(generator: &Generator) -> Result<ChatTemplate> {
+    let tokenizer = generator.tokenizer()?;
+    let template = generator.source().chat_template(&tokenizer, SystemTime::now())?;
+    template.ok_or_else(|| {
+        Error::input(
+            "the checkpoint has no chat template: give it a chat_template.jinja, or let it go on with plain \
+             text by `semoe generate` without --chat",
+        )
+    })
+}
+
 /// Token ids of a conversation, up to where the model is to go on.
 ///
 /// # Errors
-/// `Input` without a chat template, or where it refuses the conversation.
+/// As [`chat_template`], and `Input` where it refuses the conversation.
 pub fn encode_chat(generator: &Generator, messages: &[serde_json::Value]) -> Result<Vec<u32>> {
-    let tokenizer = generator.tokenizer()?;
-    let template = generator.source().chat_template(&tokenizer, SystemTime::now())?;
-    let template = template.ok_or_else(|| {
-        Error::input("the checkpoint has no chat template: leave --chat out, or give it one")
-    })?;
+    let template = chat_template(generator)?;
     let line: minijinja::Value = serde_json::from_value(json!({ "messages": messages }))
         .map_err(|e| Error::bug("a conversation has no form for templates").from_source(e))?;
     let text = template.render(&line, true)?;
-    tokenizer.encode(&text)
+    generator.tokenizer()?.encode(&text)
 }
 
 /// Positions before a token that was made, on average over all of them.

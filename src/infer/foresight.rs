@@ -76,7 +76,7 @@ impl Tally {
         let share = |part: u64, of: u64| 100.0 * part as f64 / of.max(1) as f64;
         format!(
             "predictor: {:.0}% of guesses right, {:.0}% of choices guessed\n\
-             read ahead: {} of {} experts that were worth it, {:.1} MB of use and {:.1} MB in vain\n",
+             read ahead: begun {} times for {} guesses that were worth it, {:.1} MB of use and {:.1} MB in vain\n",
             share(self.right, self.guessed),
             share(self.right, self.chosen),
             read.read_ahead,
