@@ -5,7 +5,7 @@ use crate::tiers_world::{Setup, World};
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn nothing_dirty_is_lost_when_transfers_fail(

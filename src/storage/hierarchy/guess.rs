@@ -51,6 +51,8 @@ impl Hierarchy {
         self.table[index].content = Content::Blank;
         self.void_if_orphaned(index, moves);
         self.refile(index);
+        // Who makes the content anew waited for the read to end.
+        self.grant_waiters(index, moves);
         Ok(())
     }
 }
@@ -142,6 +144,17 @@ mod tests {
         assert_eq!(rig.on(Event::Loaded { block: w(0) }), [Move::Grant { ticket: 1, slots }]);
         let mut moves = Vec::new();
         assert!(rig.0.on(Event::GivenUp { block: w(0) }, &mut moves).is_err());
+    }
+
+    #[test]
+    fn who_makes_the_content_anew_is_granted_when_the_load_was_given_up() {
+        let mut rig = Rig::new(2);
+        rig.prefetch(0, 5);
+        assert_eq!(rig.judge(5), [Move::GiveUp { block: w(0) }]);
+        let want = Want { block: w(0), access: Access::Create, next_use: u64::MAX };
+        assert_eq!(rig.on(Event::Acquire { ticket: 1, priority: 1, wants: vec![want] }), []);
+        let slots = vec![(w(0), slot(0))];
+        assert_eq!(rig.on(Event::GivenUp { block: w(0) }), [Move::Grant { ticket: 1, slots }]);
     }
 
     #[test]
