@@ -14,6 +14,9 @@ pub(super) trait Blocks {
     const OFFSET: f32 = 0.0;
     /// Whether each row has a scale.
     const ROW_SCALE: bool = false;
+    /// Rows of x that are multiplied together where there are as many, 4 or 8: more where unpacking takes
+    /// long, fewer where multiplying wants the registers.
+    const TOGETHER: usize = 8;
     /// Adds stretch `s`: its bytes at `w`, what lies apart at `aux`.
     ///
     /// # Safety
@@ -48,8 +51,8 @@ unsafe fn scales<S: Bytes, const C: usize>(w: S::F, x: &Columns, group: usize) -
     scales
 }
 
-/// Scales a group's sums for row `c`, and adds them to one of its two accumulators: groups of 32
-/// and 64 take turns, so that one need not wait for the other.
+/// Scales a group's sums for row `c`, and adds them to one of its two accumulators: groups of 64 take
+/// turns, so that one need not wait for the other.
 #[inline(always)]
 unsafe fn add<S: Bytes, const C: usize>(
     sums: &mut Sums<S, C>,
@@ -63,6 +66,27 @@ unsafe fn add<S: Bytes, const C: usize>(
     *acc = unsafe { S::fma_f(S::to_f(products), scale, *acc) };
 }
 
+/// Adds stretch `s` of nibbles in groups of 32: `weights` are turned, so that a lane has a group; `d` and
+/// `zero` are the groups' scales and what their sums of x are multiplied by.
+#[inline(always)]
+unsafe fn add_nibbles<S: Bytes, const C: usize>(
+    weights: &[S::I; 8],
+    d: S::F,
+    zero: S::F,
+    x: &Columns,
+    s: usize,
+    sums: &mut Sums<S, C>,
+) {
+    for c in 0..C {
+        // SAFETY: the caller's: a stretch of x is there, turned as well.
+        unsafe {
+            let products = S::dot_turned(weights, x.q(c, s * 256));
+            add(sums, c, 0, products, S::mul_f(d, S::load_f(x.d(c, s * 8))));
+            sums.offset[c] = S::fma_f(zero, S::load_f(x.sums(c, s * 8)), sums.offset[c]);
+        }
+    }
+}
+
 impl Blocks for Q8_0 {
     const BYTES: usize = 272;
     #[inline(always)]
@@ -74,20 +98,19 @@ impl Blocks for Q8_0 {
         s: usize,
         sums: &mut Sums<S, C>,
     ) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's; x is turned as well.
         unsafe {
-            let scales = scales::<S, C>(S::halves_apart::<34>(w), x, s * 8);
-            // In pairs: which accumulator is then known when this is compiled.
-            for pair in 0..4 {
-                for parity in 0..2 {
-                    let j = 2 * pair + parity;
-                    let weights = S::load_i(w.add(j * 34 + 2));
-                    for c in 0..C {
-                        let x = S::load_i(x.q(c, s * 256 + j * 32));
-                        let products = S::dot_signed(S::zero_i(), weights, x);
-                        add(sums, c, parity, products, S::splat_f(scales[c][j]));
-                    }
+            let block = |i: usize| S::load_i(w.add(i * 34 + 2));
+            let blocks =
+                [block(0), block(1), block(2), block(3), block(4), block(5), block(6), block(7)];
+            let (weights, d) = (S::turn(blocks), S::halves_apart::<34>(w));
+            for c in 0..C {
+                let mut products = S::zero_i();
+                for i in 0..8 {
+                    let x = S::load_i(x.q(c, s * 256 + i * 32));
+                    products = S::dot_signed(products, weights[i], x);
                 }
+                add(sums, c, 0, products, S::mul_f(d, S::load_f(x.d(c, s * 8))));
             }
         }
     }
@@ -107,23 +130,8 @@ impl Blocks for Q4_0 {
     ) {
         // SAFETY: the caller's.
         unsafe {
-            let d = S::halves_apart::<18>(w);
-            let scales = scales::<S, C>(d, x, s * 8);
-            for c in 0..C {
-                sums.offset[c] = S::fma_f(d, S::load_f(x.sums(c, s * 8)), sums.offset[c]);
-            }
-            // In pairs: which accumulator is then known when this is compiled.
-            for pair in 0..4 {
-                for parity in 0..2 {
-                    let j = 2 * pair + parity;
-                    let weights = S::nibbles_of_16(w.add(j * 18 + 2));
-                    for c in 0..C {
-                        let x = S::load_i(x.q(c, s * 256 + j * 32));
-                        let products = S::dot_small(S::zero_i(), weights, x);
-                        add(sums, c, parity, products, S::splat_f(scales[c][j]));
-                    }
-                }
-            }
+            let (weights, d) = (S::nibbles_turned::<18>(w.add(2)), S::halves_apart::<18>(w));
+            add_nibbles(&weights, d, d, x, s, sums);
         }
     }
 }
@@ -140,20 +148,12 @@ impl Blocks for Mxfp4 {
         s: usize,
         sums: &mut Sums<S, C>,
     ) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's; x is turned as well.
         unsafe {
-            let scales = scales::<S, C>(S::half_e8m0(aux), x, s * 8);
-            // In pairs: which accumulator is then known when this is compiled.
-            for pair in 0..4 {
-                for parity in 0..2 {
-                    let j = 2 * pair + parity;
-                    let weights = S::e2m1_twice(w.add(j * 16));
-                    for c in 0..C {
-                        let x = S::load_i(x.q(c, s * 256 + j * 32));
-                        let products = S::dot_signed(S::zero_i(), weights, x);
-                        add(sums, c, parity, products, S::splat_f(scales[c][j]));
-                    }
-                }
+            let (weights, d) = (S::e2m1_turned(w), S::half_e8m0(aux));
+            for c in 0..C {
+                let products = S::dot_turned_signed(&weights, x.q(c, s * 256));
+                add(sums, c, 0, products, S::mul_f(d, S::load_f(x.d(c, s * 8))));
             }
         }
     }
@@ -162,6 +162,7 @@ impl Blocks for Mxfp4 {
 impl Blocks for Int8 {
     const BYTES: usize = 256;
     const ROW_SCALE: bool = true;
+    const TOGETHER: usize = 4;
     #[inline(always)]
     unsafe fn step<S: Bytes, const C: usize>(
         w: *const u8,
@@ -195,6 +196,7 @@ impl<const G: usize> Blocks for Int4By<G> {
     const BYTES: usize = 128;
     const AUX: usize = 256 / G * 2;
     const OFFSET: f32 = 1.0;
+    const TOGETHER: usize = if G == 32 { 8 } else { 4 };
     #[inline(always)]
     unsafe fn step<S: Bytes, const C: usize>(
         w: *const u8,
@@ -212,6 +214,15 @@ impl<const G: usize> Blocks for Int4By<G> {
                 64 => (S::halves::<4>(aux), S::halves::<4>(second)),
                 _ => (S::halves::<2>(aux), S::halves::<2>(second)),
             };
+            if G == 32 {
+                // A chunk of 64 columns is a group of low nibbles and one of high ones.
+                let [a, b] = S::nibbles(w);
+                let [c, d] = S::nibbles(w.add(32));
+                let [e, f] = S::nibbles(w.add(64));
+                let [g, h] = S::nibbles(w.add(96));
+                let weights = S::turn([a, b, c, d, e, f, g, h]);
+                return add_nibbles(&weights, scale, zero, x, s, sums);
+            }
             let scales = scales::<S, C>(scale, x, s * groups);
             for c in 0..C {
                 let x = S::load_f(x.sums(c, s * groups));
@@ -232,16 +243,11 @@ impl<const G: usize> Blocks for Int4By<G> {
                     let scale = |g: usize| scales[c][half * groups / 2 + g];
                     if G == 128 {
                         add(sums, c, 0, S::dot_nibbles(weights, x), S::splat_f(scale(0)));
-                    } else if G == 64 {
+                    } else {
                         for g in 0..2 {
                             let first = S::dot_small(S::zero_i(), weights[2 * g], x[2 * g]);
                             let both = S::dot_small(first, weights[2 * g + 1], x[2 * g + 1]);
                             add(sums, c, g, both, S::splat_f(scale(g)));
-                        }
-                    } else {
-                        for g in 0..4 {
-                            let products = S::dot_small(S::zero_i(), weights[g], x[g]);
-                            add(sums, c, g % 2, products, S::splat_f(scale(g)));
                         }
                     }
                 }

@@ -6,7 +6,7 @@
 use super::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
 use super::e4m3;
-use super::encoding::{Encoding, SUPER};
+use super::encoding::{BLOCK, Encoding, SUPER};
 use super::pool::{Disjoint, Pool};
 #[cfg(target_arch = "x86_64")]
 use super::sets;
@@ -88,7 +88,8 @@ pub(super) struct Input {
     /// `Tiles`, where there are several rows: the same in groups.
     #[cfg(target_arch = "x86_64")]
     pub tiles: Aligned<u16>,
-    /// `Groups`: int8 [N, `q_stride`], zeros after the last column.
+    /// `Groups`: int8 [N, `q_stride`], zeros after the last column; with groups of 32 each stretch of 256
+    /// columns is turned: quad i of each of its eight groups, for each i.
     pub q: Aligned<i8>,
     /// Scale of each group [N, `d_stride`], and scale · Σ q; `Sets`: of each set.
     pub d: Aligned<f32>,
@@ -296,8 +297,21 @@ fn round_body(
     for (sum, q) in sums16.iter_mut().zip(q.as_chunks::<SIXTEEN>().0) {
         *sum = sum_of(q);
     }
+    if group == BLOCK {
+        q.as_chunks_mut().0.iter_mut().for_each(turn);
+    }
     for ((sum, d), sixteens) in sums.iter_mut().zip(&*d).zip(sums16.chunks(group / SIXTEEN)) {
         *sum = d * sixteens.iter().map(|s| i32::from(*s)).sum::<i32>() as f32;
+    }
+}
+
+/// Turns a stretch: quad i of each of its eight blocks, for each i.
+#[inline(always)]
+fn turn(stretch: &mut [i8; SUPER]) {
+    let from = *stretch;
+    let (quads, _) = from.as_chunks::<4>();
+    for (at, out) in stretch.as_chunks_mut().0.iter_mut().enumerate() {
+        *out = quads[at % 8 * 8 + at / 8];
     }
 }
 

@@ -2,8 +2,9 @@
 //! multiplied and summed exactly, and each group's sum is scaled in f32.
 //!
 //! One order of sums for every N: a row is walked in stretches of 256 columns; an output has two
-//! accumulators of eight lanes for scaled sums (small groups take turns) and one for what weights'
-//! offsets add; at the row's end they are joined and the lanes are added in a tree.
+//! accumulators of eight lanes for scaled sums (groups of 64 take turns; of groups of 32 a lane has each
+//! eighth one) and one for what weights' offsets add; at the row's end they are joined and the lanes are
+//! added in a tree.
 
 use super::blocks::{Blocks, Int4By, Int8, Mxfp4, Q4_0, Q4K, Q6K, Q8_0};
 use super::encoding::{Encoding, SUPER};
@@ -11,7 +12,7 @@ use super::simd::{Bytes, Level, for_level};
 
 /// Bytes ahead of the weights in use that are asked for.
 const AHEAD: usize = 2048;
-/// Rows of W that pass before the next four rows of x: they stay in the second-level cache.
+/// Rows of W that pass before the next rows of x: they stay in the second-level cache.
 const PANEL: usize = 16;
 
 /// A range of the rows of W, times all rows of x. Pointers as the checked matrix has them.
@@ -130,18 +131,23 @@ unsafe fn rows<S: Bytes, B: Blocks>(call: &Call) {
         let to = (from + PANEL).min(call.to);
         let mut c = 0;
         while c < call.n {
-            // SAFETY: the caller's: rows from..to of W and c.. of x exist.
-            unsafe {
-                for m in from..to {
-                    match call.n - c {
+            let together = match (call.n - c).min(B::TOGETHER) {
+                4..8 => 4,
+                n => n,
+            };
+            for m in from..to {
+                // SAFETY: the caller's: rows from..to of W and c.. of x exist.
+                unsafe {
+                    match together {
                         1 => outputs::<S, B, 1, 1>(call, [m], c),
                         2 => outputs::<S, B, 1, 2>(call, [m], c),
                         3 => outputs::<S, B, 1, 3>(call, [m], c),
-                        _ => outputs::<S, B, 1, 4>(call, [m], c),
+                        4 => outputs::<S, B, 1, 4>(call, [m], c),
+                        _ => outputs::<S, B, 1, 8>(call, [m], c),
                     }
                 }
             }
-            c += 4;
+            c += together;
         }
         from = to;
     }

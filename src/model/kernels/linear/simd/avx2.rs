@@ -105,6 +105,38 @@ fn dot4(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
     _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
 }
 
+/// Four rows of 32-bit lanes as columns, in each half: vector i has lane i of each half of each row.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn turn_four([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(ab, cd),
+        _mm256_unpackhi_epi64(ab, cd),
+        _mm256_unpacklo_epi64(ab_high, cd_high),
+        _mm256_unpackhi_epi64(ab_high, cd_high),
+    ]
+}
+
+/// Eight blocks of 16 bytes, `STRIDE` bytes apart: vector i has four bytes of each, from byte 4i on.
+///
+/// # Safety
+/// They are there.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn blocks_turned<const STRIDE: usize>(p: *const u8) -> [__m256i; 4] {
+    // Blocks i and i + 4 side by side.
+    let both = |i: usize| {
+        // SAFETY: the caller's.
+        unsafe {
+            let [low, high] = [i, i + 4].map(|i| p.add(i * STRIDE).cast());
+            _mm256_loadu2_m128i(high, low)
+        }
+    };
+    turn_four([both(0), both(1), both(2), both(3)])
+}
+
 /// Vector i: 16-bit lane i of each half of `v`, in all lanes of that half.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -145,21 +177,57 @@ impl Bytes for Avx2 {
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn nibbles_of_16(p: *const u8) -> __m256i {
-        // SAFETY: the caller's.
-        let v = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(p.cast()) });
-        low_nibbles(_mm256_srlv_epi64(v, _mm256_setr_epi64x(0, 0, 4, 4)))
+    unsafe fn turn(rows: [__m256i; 8]) -> [__m256i; 8] {
+        let [a, b, c, d, e, f, g, h] = rows;
+        let (abcd, efgh) = (turn_four([a, b, c, d]), turn_four([e, f, g, h]));
+        let low = |i: usize| _mm256_permute2x128_si256::<0x20>(abcd[i], efgh[i]);
+        let high = |i: usize| _mm256_permute2x128_si256::<0x31>(abcd[i], efgh[i]);
+        [low(0), low(1), low(2), low(3), high(0), high(1), high(2), high(3)]
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn e2m1_twice(p: *const u8) -> __m256i {
+    unsafe fn nibbles_turned<const STRIDE: usize>(p: *const u8) -> [__m256i; 8] {
+        // SAFETY: the caller's.
+        let [a, b, c, d] = unsafe { blocks_turned::<STRIDE>(p) };
+        let high = |v: __m256i| low_nibbles(_mm256_srli_epi16::<4>(v));
+        [
+            low_nibbles(a),
+            low_nibbles(b),
+            low_nibbles(c),
+            low_nibbles(d),
+            high(a),
+            high(b),
+            high(c),
+            high(d),
+        ]
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn e2m1_turned(p: *const u8) -> [__m256i; 8] {
         // SAFETY: the caller's; the table has 16 bytes.
-        let (v, table) = unsafe {
+        let ([a, b, c, d], table) = unsafe {
             let table = _mm_loadu_si128(E2M1_TWICE.as_ptr().cast());
-            (_mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast())), _mm256_broadcastsi128_si256(table))
+            (blocks_turned::<16>(p), _mm256_broadcastsi128_si256(table))
         };
-        let index = low_nibbles(_mm256_or_si256(v, _mm256_slli_epi16::<4>(v)));
-        _mm256_shuffle_epi8(table, index)
+        // The first two bytes of each lane, each before a zero, and the last two.
+        let first = _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+        let first = _mm256_broadcastsi128_si256(first);
+        let last = _mm256_add_epi8(first, _mm256_set1_epi16(2));
+        let numbers = |v: __m256i, two: __m256i| {
+            let bytes = _mm256_shuffle_epi8(v, two);
+            let index = low_nibbles(_mm256_or_si256(bytes, _mm256_slli_epi16::<4>(bytes)));
+            _mm256_shuffle_epi8(table, index)
+        };
+        [
+            numbers(a, first),
+            numbers(a, last),
+            numbers(b, first),
+            numbers(b, last),
+            numbers(c, first),
+            numbers(c, last),
+            numbers(d, first),
+            numbers(d, last),
+        ]
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -192,6 +260,33 @@ impl Bytes for Avx2 {
         let b =
             _mm256_add_epi16(_mm256_maddubs_epi16(w[2], x[2]), _mm256_maddubs_epi16(w[3], x[3]));
         _mm256_madd_epi16(_mm256_add_epi16(a, b), _mm256_set1_epi16(1))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dot_turned(w: &[__m256i; 8], x: *const u8) -> __m256i {
+        // Sixteen products of at most 15 · 127 fit 16 bits.
+        // SAFETY: the caller's.
+        let products = |i: usize| unsafe {
+            _mm256_maddubs_epi16(w[i], _mm256_loadu_si256(x.add(32 * i).cast()))
+        };
+        let two = |i: usize| _mm256_add_epi16(products(2 * i), products(2 * i + 1));
+        let sums =
+            _mm256_add_epi16(_mm256_add_epi16(two(0), two(1)), _mm256_add_epi16(two(2), two(3)));
+        _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dot_turned_signed(w: &[__m256i; 8], x: *const u8) -> __m256i {
+        // As `dot_turned`, |w| times x with w's sign.
+        // SAFETY: the caller's.
+        let products = |i: usize| unsafe {
+            let x = _mm256_loadu_si256(x.add(32 * i).cast());
+            _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]))
+        };
+        let two = |i: usize| _mm256_add_epi16(products(2 * i), products(2 * i + 1));
+        let sums =
+            _mm256_add_epi16(_mm256_add_epi16(two(0), two(1)), _mm256_add_epi16(two(2), two(3)));
+        _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]

@@ -61,16 +61,23 @@ pub trait Bytes: Copy + 'static {
     unsafe fn load_i(p: *const u8) -> Self::I;
     /// 32 bytes to 64 nibbles: the low ones, the high ones.
     unsafe fn nibbles(p: *const u8) -> [Self::I; 2];
-    /// 16 bytes to 32 nibbles: the low ones, then the high ones.
-    unsafe fn nibbles_of_16(p: *const u8) -> Self::I;
-    /// 16 bytes to 32 numbers in e2m1 (low nibble first), twice their value.
-    unsafe fn e2m1_twice(p: *const u8) -> Self::I;
+    /// Eight rows of eight 32-bit lanes as columns: vector i has lane i of each.
+    unsafe fn turn(rows: [Self::I; 8]) -> [Self::I; 8];
+    /// Eight blocks of 16 bytes, `STRIDE` bytes apart, as 32 nibbles each, the low ones before the high
+    /// ones; turned.
+    unsafe fn nibbles_turned<const STRIDE: usize>(p: *const u8) -> [Self::I; 8];
+    /// Eight blocks of 16 bytes as 32 numbers in e2m1 each (low nibble first), twice their value; turned.
+    unsafe fn e2m1_turned(p: *const u8) -> [Self::I; 8];
     /// Quarter `quarter` of 128 numbers of 6 bits: Q6_K's 64 bytes of low nibbles, 32 of high pairs.
     unsafe fn six_bits(low: *const u8, high: *const u8, quarter: usize) -> Self::I;
     /// acc + Σ of four neighbours' w x in each 32-bit lane; w unsigned below 64, x signed.
     unsafe fn dot_small(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// Σ over four pairs of vectors as [`Bytes::dot_small`], w below 16.
     unsafe fn dot_nibbles(w: [Self::I; 4], x: [Self::I; 4]) -> Self::I;
+    /// As [`Bytes::dot_nibbles`], over eight pairs of vectors, x at `x`.
+    unsafe fn dot_turned(w: &[Self::I; 8], x: *const u8) -> Self::I;
+    /// As [`Bytes::dot_turned`] for signed w between -15 and 15, x not below -127.
+    unsafe fn dot_turned_signed(w: &[Self::I; 8], x: *const u8) -> Self::I;
     /// As [`Bytes::dot_small`] for signed w, x not below -127.
     unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// acc + scale · w x: sums of two neighbours times the 16-bit lanes of `scale`, pairwise added.

@@ -115,16 +115,28 @@ impl Bytes for Portable {
         let v: [u8; 32] = unsafe { read(p) };
         [v.map(|b| b & 15), v.map(|b| b >> 4)]
     }
-    unsafe fn nibbles_of_16(p: *const u8) -> [u8; 32] {
-        // SAFETY: the caller's.
-        let v: [u8; 16] = unsafe { read(p) };
-        std::array::from_fn(|i| if i < 16 { v[i] & 15 } else { v[i - 16] >> 4 })
+    unsafe fn turn(rows: [[u8; 32]; 8]) -> [[u8; 32]; 8] {
+        let lanes = rows.map(ints);
+        std::array::from_fn(|i| from_ints(lanes.map(|row| row[i])))
     }
-    unsafe fn e2m1_twice(p: *const u8) -> [u8; 32] {
-        // SAFETY: the caller's.
-        let v: [u8; 16] = unsafe { read(p) };
-        let nibble = |i: usize| if i.is_multiple_of(2) { v[i / 2] & 15 } else { v[i / 2] >> 4 };
-        std::array::from_fn(|i| E2M1_TWICE[usize::from(nibble(i))].cast_unsigned())
+    unsafe fn nibbles_turned<const STRIDE: usize>(p: *const u8) -> [[u8; 32]; 8] {
+        let block = |i: usize| {
+            // SAFETY: the caller's.
+            let v: [u8; 16] = unsafe { read(p.add(i * STRIDE)) };
+            std::array::from_fn(|i| if i < 16 { v[i] & 15 } else { v[i - 16] >> 4 })
+        };
+        // SAFETY: as every operation's.
+        unsafe { Self::turn(std::array::from_fn(block)) }
+    }
+    unsafe fn e2m1_turned(p: *const u8) -> [[u8; 32]; 8] {
+        let block = |i: usize| {
+            // SAFETY: the caller's.
+            let v: [u8; 16] = unsafe { read(p.add(i * 16)) };
+            let nibble = |i: usize| (v[i / 2] >> (i % 2 * 4)) & 15;
+            std::array::from_fn(|i| E2M1_TWICE[usize::from(nibble(i))].cast_unsigned())
+        };
+        // SAFETY: as every operation's.
+        unsafe { Self::turn(std::array::from_fn(block)) }
     }
     unsafe fn six_bits(low: *const u8, high: *const u8, quarter: usize) -> [u8; 32] {
         // SAFETY: the caller's.
@@ -140,6 +152,16 @@ impl Bytes for Portable {
     }
     unsafe fn dot_nibbles(w: [[u8; 32]; 4], x: [[u8; 32]; 4]) -> [u8; 32] {
         (0..4).fold([0; 32], |acc, i| dot(acc, w[i], x[i], false))
+    }
+    unsafe fn dot_turned(w: &[[u8; 32]; 8], x: *const u8) -> [u8; 32] {
+        // SAFETY: the caller's.
+        let x = |i: usize| unsafe { read(x.add(32 * i)) };
+        (0..8).fold([0; 32], |acc, i| dot(acc, w[i], x(i), false))
+    }
+    unsafe fn dot_turned_signed(w: &[[u8; 32]; 8], x: *const u8) -> [u8; 32] {
+        // SAFETY: the caller's.
+        let x = |i: usize| unsafe { read(x.add(32 * i)) };
+        (0..8).fold([0; 32], |acc, i| dot(acc, w[i], x(i), true))
     }
     unsafe fn dot_signed(acc: [u8; 32], w: [u8; 32], x: [u8; 32]) -> [u8; 32] {
         dot(acc, w, x, true)

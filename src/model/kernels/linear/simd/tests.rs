@@ -81,8 +81,9 @@ unsafe fn integers<S: Bytes>(seed: u64) -> Vec<[u8; 32]> {
     let p = |at: usize| data[at..].as_ptr();
     // SAFETY: the caller has asked for the processor; at most 1024 bytes are read.
     unsafe {
-        let mut x = bytes(128, seed + 1);
+        let mut x = bytes(256, seed + 1);
         x.iter_mut().filter(|x| **x == 128).for_each(|x| *x = 129);
+        let turned = x.as_ptr();
         let x: [S::I; 4] = std::array::from_fn(|i| S::load_i(x[32 * i..].as_ptr()));
         let nibbles = [S::nibbles(p(0)), S::nibbles(p(32))];
         let four = [nibbles[0][0], nibbles[0][1], nibbles[1][0], nibbles[1][1]];
@@ -91,7 +92,11 @@ unsafe fn integers<S: Bytes>(seed: u64) -> Vec<[u8; 32]> {
             u64::from_le_bytes(data[at..at + 8].try_into().unwrap()) & 0x3f3f_3f3f_3f3f_3f3f
         };
         let mut all = four.to_vec();
-        all.extend([S::nibbles_of_16(p(7)), S::e2m1_twice(p(9)), S::dot_nibbles(four, x)]);
+        all.push(S::dot_nibbles(four, x));
+        all.extend(S::turn([x[0], x[1], x[2], x[3], four[0], four[1], four[2], four[3]]));
+        let (apart, numbers) = (S::nibbles_turned::<18>(p(7)), S::e2m1_turned(p(9)));
+        all.extend([S::dot_turned(&apart, turned), S::dot_turned_signed(&numbers, turned)]);
+        all.extend(apart.into_iter().chain(numbers));
         for quarter in 0..4 {
             let w = S::six_bits(p(64), p(128), quarter);
             all.extend([w, S::dot_small(acc, w, x[quarter])]);
