@@ -265,27 +265,24 @@ impl Bytes for Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dot_turned(w: &[__m256i; 8], x: *const u8) -> __m256i {
         // Sixteen products of at most 15 · 127 fit 16 bits.
-        // SAFETY: the caller's.
-        let products = |i: usize| unsafe {
-            _mm256_maddubs_epi16(w[i], _mm256_loadu_si256(x.add(32 * i).cast()))
-        };
-        let two = |i: usize| _mm256_add_epi16(products(2 * i), products(2 * i + 1));
-        let sums =
-            _mm256_add_epi16(_mm256_add_epi16(two(0), two(1)), _mm256_add_epi16(two(2), two(3)));
+        let mut sums = _mm256_setzero_si256();
+        for (i, w) in w.iter().enumerate() {
+            // SAFETY: the caller's.
+            let x = unsafe { _mm256_loadu_si256(x.add(32 * i).cast()) };
+            sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(*w, x));
+        }
         _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dot_turned_signed(w: &[__m256i; 8], x: *const u8) -> __m256i {
-        // As `dot_turned`, |w| times x with w's sign.
-        // SAFETY: the caller's.
-        let products = |i: usize| unsafe {
-            let x = _mm256_loadu_si256(x.add(32 * i).cast());
-            _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]))
-        };
-        let two = |i: usize| _mm256_add_epi16(products(2 * i), products(2 * i + 1));
-        let sums =
-            _mm256_add_epi16(_mm256_add_epi16(two(0), two(1)), _mm256_add_epi16(two(2), two(3)));
+        // As above, |w| times x with w's sign.
+        let mut sums = _mm256_setzero_si256();
+        for (i, w) in w.iter().enumerate() {
+            // SAFETY: the caller's.
+            let x = _mm256_sign_epi8(unsafe { _mm256_loadu_si256(x.add(32 * i).cast()) }, *w);
+            sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(_mm256_abs_epi8(*w), x));
+        }
         _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
     }
     #[inline]
