@@ -4,7 +4,7 @@
 #
 #   scripts/bench_peers.sh [training] [running]     both without an argument
 #
-# A part that is not run keeps its chapter. The peers get a Python environment of their own in the
+# A part that is not run keeps its chapter, and so do other kinds of processors. The peers get a Python environment of their own in the
 # user's cache. Runs under a limit are in a memory cgroup, and the readahead of the disk is set for
 # the peers that map files; both need root. SEMOE_BENCH_DIR names the disk to use (default: target/):
 # 25 GB have to be free there for training, 45 GB for running; SEMOE_BENCH_FILES keeps the files that

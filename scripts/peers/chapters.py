@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: a head and a chapter for each part of bench_peers.sh."""
+"""docs/benchmarks.md: a head and a chapter for each part of bench_peers.sh on each kind of processor."""
 
 import os
 import platform
@@ -9,9 +9,11 @@ from pathlib import Path
 HEAD = """# Benchmarks
 
 Written by `make bench-peers`; nothing here is edited by hand. All runs of a chapter took place
-one after the other on one machine.
+one after the other on one machine; a chapter is replaced by the next run on that kind of processor.
 """
-ORDER = ["Training", "Running"]
+PARTS = ["Training", "Running"]
+# What decides which kernels run, the best first.
+KINDS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def cpu_flags():
@@ -57,11 +59,19 @@ def failure(work, name):
     return "killed: it needs more memory" if status == 137 else f"failed with status {status}"
 
 
-def write(out, title, lines):
-    """Puts the chapter into the file, beside the other one."""
+def kind():
+    flags = cpu_flags()
+    return next((name for flag, name in KINDS.items() if flag in flags), platform.machine())
+
+
+def write(out, part, lines):
+    """Puts the chapter into the file, beside the others."""
     path = Path(out)
     text = path.read_text() if path.exists() else ""
-    chapters = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
-    chapters[title] = "\n" + "\n".join(lines).strip() + "\n\n"
-    found = [f"## {name}\n{chapters[name]}" for name in ORDER if name in chapters]
-    path.write_text(f"{HEAD}\n{''.join(found)}".rstrip() + "\n")
+    chapters = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    chapters[f"{part} on {kind()}"] = "\n" + "\n".join(lines).strip() + "\n\n"
+    titles = [f"{part} on {name}" for part in PARTS for name in KINDS.values()]
+    found = [title for title in titles if title in chapters]
+    found += [title for title in chapters if title not in titles]
+    body = "".join(f"## {title}\n{chapters[title]}" for title in found)
+    path.write_text(f"{HEAD}\n{body}".rstrip() + "\n")
